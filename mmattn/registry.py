@@ -1,0 +1,18 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""Registries of mmattn, children of mmengine's.
+
+`type='mmattn.X'` in any config of mmdet, mmsegmentation or mmpretrain finds
+`X` here; `locations` are imported by the look-up itself, so no
+`custom_imports` is needed.
+"""
+
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+#: Attention modules and backbones.
+MODELS = Registry(
+    'model',
+    parent=MMENGINE_MODELS,
+    scope='mmattn',
+    locations=['mmattn.attention', 'mmattn.backbones'],
+)
