@@ -1,0 +1,171 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""GSCA: Global Spatial Correlation Attention, written from the paper.
+
+The paper names no code; its only listing (figure 4) does not run as printed.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmattn.registry import MODELS
+
+from .base import Attention
+
+SIMILARITIES = ('correlation', 'dot')
+
+
+def default_num_heads(in_channels: int, channels_per_head: int) -> int:
+    """Return the number of heads whose width is nearest ``channels_per_head``.
+
+    The width is split into ``round(in_channels / channels_per_head)`` heads,
+    at least one, so a width of 144 gets two heads of 72 channels.
+
+    Args:
+        in_channels: Width to split.
+        channels_per_head: Wanted width of one head.
+
+    Raises:
+        ValueError: If the number found does not divide the width.
+    """
+    num_heads = max(1, round(in_channels / channels_per_head))
+    if in_channels % num_heads:
+        raise ValueError(
+            f'channels_per_head={channels_per_head} splits in_channels='
+            f'{in_channels} into {num_heads} heads, which does not divide '
+            'it; give a num_heads that does'
+        )
+    return num_heads
+
+
+def similarity_map(x: Tensor, similarity: str, eps: float) -> Tensor:
+    """Compare every pixel with the average pixel of its image (eqs. 1, 3).
+
+    Args:
+        x: Heads of a feature map, ``(B, heads, C / heads, H, W)``.
+        similarity: ``'correlation'`` or ``'dot'``, see :class:`GSCA`.
+        eps: See :class:`GSCA`.
+
+    Returns:
+        One value a pixel and head, ``(B, heads, 1, H, W)``.
+    """
+    key = x.mean((3, 4), keepdim=True)
+    if similarity == 'dot':
+        return (x * key).sum(2, keepdim=True)
+
+    def standardize(v: Tensor) -> Tensor:
+        mean = v.mean(2, keepdim=True)
+        centred = v - mean
+        variance = centred.square().mean(2, keepdim=True)
+        # Relative to the mean, so that scaling the map changes nothing. The
+        # last term only keeps an all-zero vector from dividing by zero.
+        return centred * (variance + eps * mean.square() + 1e-20).rsqrt()
+
+    return (standardize(x) * standardize(key)).mean(2, keepdim=True)
+
+
+@MODELS.register_module()
+class GSCA(Attention):
+    r"""Parameter-free spatial attention that damps what resembles the average.
+
+    With :math:`k` the average of the map over its pixels and :math:`\rho` the
+    Pearson correlation of a pixel's channels with :math:`k`,
+
+    .. math::
+        k = \frac{1}{HW} \sum_{ij} x_{ij}, \qquad
+        y_{ij} = \left(1 - \sigma(\rho(x_{ij}, k))\right)^\alpha x_{ij}
+
+    computed separately in heads of contiguous channels (eqs. 3-8). The
+    weights lie in :math:`[0.27^\alpha, 0.73^\alpha]`: the module always
+    attenuates, it is never near the identity.
+
+    Input and output are ``(B, in_channels, H, W)`` of one dtype, any H, W >=
+    1. Half precision is computed in float32.
+
+    Differences from the paper: it has no epsilon (a pixel with equal channels
+    is 0/0 there). Here :math:`\epsilon \bar{x}^2` is added to a variance: a
+    constant or all-zero pixel counts as uncorrelated and passes a finite
+    gradient, and the result keeps the correlation's invariance to scale.
+
+    Args:
+        in_channels: Width of the map.
+        channels_per_head: Wanted width of a head. A width that it does not
+            divide is split into ``round(in_channels / channels_per_head)``
+            heads, at least one.
+        num_heads: Number of heads; overrides ``channels_per_head``.
+        alpha: Exponent of the weights, positive.
+        reverse: Whether to weight by :math:`1 - \sigma(\rho)`, as the paper
+            does, or by :math:`\sigma(\rho)`, its ablation.
+        similarity: ``'correlation'``, or ``'dot'`` for the unscaled inner
+            product of pixel and key, the paper's ablation (its eq. 1).
+        eps: Variance below which, relative to its squared mean, a pixel
+            counts as constant.
+        init_cfg: Accepted for uniformity; there is nothing to initialise.
+
+    Raises:
+        ValueError: If an argument is out of range or the heads do not divide
+            the width.
+
+    Source: "GSCA: Global Spatial Correlation Attention", sections 3.2-3.3.
+    """
+
+    _abbr_ = 'gsca'
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels_per_head: int = 64,
+        num_heads: int | None = None,
+        alpha: float = 2.0,
+        reverse: bool = True,
+        similarity: str = 'correlation',
+        eps: float = 1e-8,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if in_channels < 1:
+            raise ValueError(f'in_channels={in_channels} must be at least 1')
+        if channels_per_head < 1:
+            raise ValueError(
+                f'channels_per_head={channels_per_head} must be at least 1'
+            )
+        if num_heads is None:
+            num_heads = default_num_heads(in_channels, channels_per_head)
+        if num_heads < 1 or in_channels % num_heads:
+            raise ValueError(
+                f'num_heads={num_heads} must divide in_channels={in_channels}'
+            )
+        if not alpha > 0:
+            raise ValueError(f'alpha={alpha} must be positive')
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f'similarity={similarity!r} must be one of {SIMILARITIES}'
+            )
+        if not eps > 0:
+            raise ValueError(f'eps={eps} must be positive')
+        self.in_channels = in_channels
+        self.num_heads = num_heads
+        self.alpha = alpha
+        self.reverse = reverse
+        self.similarity = similarity
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Weight every pixel of every head, ``(B, C, H, W)`` to the same."""
+        # Sums of squares of half-precision activations overflow.
+        heads = x.to(torch.promote_types(x.dtype, torch.float32))
+        heads = heads.unflatten(1, (self.num_heads, -1))
+        score = similarity_map(heads, self.similarity, self.eps)
+        # 1 - sigmoid(s) is sigmoid(-s); the logarithm keeps the gradient of
+        # any exponent finite where the sigmoid underflows.
+        score = -score if self.reverse else score
+        weight = torch.exp(self.alpha * F.logsigmoid(score))
+        return (heads * weight).flatten(1, 2).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the settings, for ``repr``."""
+        return (
+            f'in_channels={self.in_channels}, num_heads={self.num_heads}, '
+            f'alpha={self.alpha}, reverse={self.reverse}, '
+            f'similarity={self.similarity!r}'
+        )

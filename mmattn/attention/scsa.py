@@ -1,0 +1,265 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""SCSA: Spatial and Channel Synergistic Attention.
+
+Si et al., "SCSA: Exploring the Synergistic Effects Between Spatial and
+Channel Attention", Neurocomputing 2025, https://arxiv.org/abs/2407.05128.
+Written from the paper; where it is silent the numbers follow the official
+module (https://github.com/HZAI-ZJNU/SCSA), against whose recorded outputs the
+tests compare.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmattn.registry import MODELS
+
+from .base import Attention
+
+GATES = ('sigmoid', 'softmax')
+
+
+def _check_gate(gate: str) -> None:
+    if gate not in GATES:
+        raise ValueError(f'gate={gate!r} must be one of {GATES}')
+
+
+def _apply_gate(logits: Tensor, gate: str) -> Tensor:
+    """Turn logits ``(B, C, ...)`` into weights, softmax over channels."""
+    return logits.sigmoid() if gate == 'sigmoid' else logits.softmax(1)
+
+
+@MODELS.register_module()
+class SMSA(Attention):
+    r"""Gate a map by multi-kernel 1D convolutions along height and width.
+
+    The map is averaged over each axis in turn. Both sequences are split into
+    :math:`K` groups of contiguous channels, group :math:`i` is convolved
+    depthwise with kernel :math:`k_i`, with the same weights for both
+    directions, and the whole is normalised in :math:`K` groups, with separate
+    norms (eqs. 1-7):
+
+    .. math::
+        a_d = \sigma\left(GN_d^K\left(\mathrm{Concat}_i\,
+        \mathrm{DWConv1d}_{k_i}(\bar{x}_d^i)\right)\right), \; d \in \{h, w\},
+        \qquad y = a_h a_w x
+
+    Input and output are ``(B, in_channels, H, W)`` of one dtype, any H, W >=
+    1. The paper calls the sequence left after averaging over the height
+    :math:`X_H`; here ``h`` names the axis that remains, as in the official
+    code.
+
+    Args:
+        in_channels: Width of the map, divisible by the number of kernels.
+        kernel_sizes: Odd kernel sizes, one a group.
+        gate: ``'sigmoid'``, or ``'softmax'`` over channels (official option).
+        init_cfg: mmengine initialisation, applied after the module's own.
+
+    Raises:
+        ValueError: If an argument is out of range or the kernels do not
+            divide the width.
+    """
+
+    _abbr_ = 'smsa'
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_sizes: Sequence[int] = (3, 5, 7, 9),
+        gate: str = 'sigmoid',
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        groups = len(kernel_sizes)
+        if not groups or any(k < 1 or k % 2 == 0 for k in kernel_sizes):
+            raise ValueError(
+                f'kernel_sizes={tuple(kernel_sizes)} must be odd and positive'
+            )
+        if in_channels < 1 or in_channels % groups:
+            raise ValueError(
+                f'in_channels={in_channels} must be a positive multiple of '
+                f'the number of kernel_sizes, {groups}'
+            )
+        _check_gate(gate)
+        width = in_channels // groups
+        self.gate = gate
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, width, k, padding=k // 2, groups=width)
+            for k in kernel_sizes
+        )
+        self.norm_h = nn.GroupNorm(groups, in_channels)
+        self.norm_w = nn.GroupNorm(groups, in_channels)
+
+    def _weights(self, sequence: Tensor, norm: nn.GroupNorm) -> Tensor:
+        """Return the gate of one direction, ``(B, C, L)`` to the same."""
+        parts = sequence.chunk(len(self.convs), dim=1)
+        out = torch.cat([f(p) for f, p in zip(self.convs, parts)], dim=1)
+        # Under autocast the convolutions return half precision.
+        return _apply_gate(norm(out.to(norm.weight.dtype)), self.gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
+        gate_h = self._weights(x.mean(3), self.norm_h).unsqueeze(3)
+        gate_w = self._weights(x.mean(2), self.norm_w).unsqueeze(2)
+        return x * gate_h.to(x.dtype) * gate_w.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the settings that the child modules do not show."""
+        return f'gate={self.gate!r}'
+
+
+@MODELS.register_module()
+class PCSA(Attention):
+    r"""Gate channels by self-attention between the channels of a pooled map.
+
+    The map is average-pooled with a ``window_size`` window and as large a
+    stride, normalised as one group, scaled by one factor a channel for each
+    of query, key and value, and attended channel by channel (eqs. 8-12):
+
+    .. math::
+        y = x \, \sigma\left(\mathrm{mean}_N\;
+        \mathrm{Softmax}\left(\frac{QK^T}{\sqrt{d}}\right) V\right),
+        \qquad Q, K, V \in \mathbb{R}^{C \times N}, \; N = H'W'
+
+    with :math:`d = C / \mathrm{num\_heads}`. Input and output are ``(B,
+    in_channels, H, W)`` of one dtype, any H, W >= 1. The pooling drops
+    leftover rows and columns, as the official code does. An axis shorter than
+    the window is pooled as a whole; the official code raises there.
+
+    Args:
+        in_channels: Width of the map.
+        window_size: Side of the pooling window in pixels; None pools the
+            whole map to one pixel.
+        num_heads: Number of heads of contiguous channels. The paper uses one.
+        attn_drop: Dropout probability on the attention matrix. The official
+            ResNet-101 configuration has 0.1, all others 0.
+        gate: ``'sigmoid'``, or ``'softmax'`` over channels (official option).
+        init_cfg: mmengine initialisation, applied after the module's own.
+
+    Raises:
+        ValueError: If an argument is out of range or the heads do not divide
+            the width.
+    """
+
+    _abbr_ = 'pcsa'
+
+    def __init__(
+        self,
+        in_channels: int,
+        window_size: int | None = 7,
+        num_heads: int = 1,
+        attn_drop: float = 0.0,
+        gate: str = 'sigmoid',
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if in_channels < 1:
+            raise ValueError(f'in_channels={in_channels} must be at least 1')
+        if window_size is not None and window_size < 1:
+            raise ValueError(
+                f'window_size={window_size} must be None or at least 1'
+            )
+        if num_heads < 1 or in_channels % num_heads:
+            raise ValueError(
+                f'num_heads={num_heads} must divide in_channels={in_channels}'
+            )
+        if not 0 <= attn_drop < 1:
+            raise ValueError(f'attn_drop={attn_drop} must lie in [0, 1)')
+        _check_gate(gate)
+        self.window_size = window_size
+        self.num_heads = num_heads
+        self.gate = gate
+        self.norm = nn.GroupNorm(1, in_channels)
+        self.q, self.k, self.v = (
+            nn.Conv2d(
+                in_channels, in_channels, 1, groups=in_channels, bias=False
+            )
+            for _ in range(3)
+        )
+        self.attn_drop = nn.Dropout(attn_drop)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        """Average over windows, ``(B, C, H, W)`` to ``(B, C, H', W')``."""
+        height, width = x.shape[2:]
+        size = self.window_size
+        if size is None:
+            return x.mean((2, 3), keepdim=True)
+        # Two branches, so that an export of large maps has a fixed window.
+        if height >= size and width >= size:
+            return F.avg_pool2d(x, size)
+        return F.avg_pool2d(x, (min(size, height), min(size, width)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
+        pooled = self._pool(x).to(self.norm.weight.dtype)
+        pooled = self.norm(pooled)
+        heads = (self.num_heads, -1)
+        q = self.q(pooled).flatten(2).unflatten(1, heads)  # (B, h, C/h, N)
+        k = self.k(pooled).flatten(2).unflatten(1, heads)
+        # The mean over N commutes with the product: C x C by C x 1.
+        v = self.v(pooled).mean((2, 3)).unflatten(1, heads).unsqueeze(-1)
+        scale = q.shape[2] ** -0.5
+        attn = (q * scale) @ k.transpose(-2, -1)  # (B, h, C/h, C/h)
+        dtype = torch.promote_types(attn.dtype, torch.float32)
+        attn = self.attn_drop(attn.softmax(-1, dtype=dtype))
+        logits = (attn.to(v.dtype) @ v).flatten(1)[..., None, None]
+        return x * _apply_gate(logits, self.gate).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Return the settings that the child modules do not show."""
+        return (
+            f'window_size={self.window_size}, num_heads={self.num_heads}, '
+            f'gate={self.gate!r}'
+        )
+
+
+@MODELS.register_module()
+class SCSA(Attention):
+    r"""Spatial gates first, channel self-attention on their result.
+
+    .. math:: \mathrm{SCSA}(x) = \mathrm{PCSA}(\mathrm{SMSA}(x))
+
+    (eq. 13; :class:`SMSA`, :class:`PCSA`). Input and output are ``(B,
+    in_channels, H, W)`` of one dtype, any H, W >= 1; see :class:`PCSA` for
+    maps smaller than the window. It has ``16 * in_channels`` parameters with
+    the paper's four kernels.
+
+    The official module has, and the paper leaves out: biases in the 1D
+    convolutions, none in query, key and value, and the norm before them. The
+    parameter counts of the paper's table 2 confirm all three.
+
+    Args:
+        in_channels: Width of the map, divisible by the number of kernels.
+        kernel_sizes: See :class:`SMSA`.
+        window_size: See :class:`PCSA`.
+        num_heads: See :class:`PCSA`.
+        attn_drop: See :class:`PCSA`.
+        gate: See both.
+        init_cfg: mmengine initialisation, applied after the module's own.
+
+    Raises:
+        ValueError: If an argument is out of range or does not divide the
+            width.
+    """
+
+    _abbr_ = 'scsa'
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_sizes: Sequence[int] = (3, 5, 7, 9),
+        window_size: int | None = 7,
+        num_heads: int = 1,
+        attn_drop: float = 0.0,
+        gate: str = 'sigmoid',
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.smsa = SMSA(in_channels, kernel_sizes, gate)
+        self.pcsa = PCSA(in_channels, window_size, num_heads, attn_drop, gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate ``x``, ``(B, C, H, W)`` to the same shape."""
+        return self.pcsa(self.smsa(x))

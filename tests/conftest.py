@@ -1,0 +1,39 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmattn  # noqa: F401 (before any framework)
+
+# Two small jobs on two cores; more threads only wait for each other.
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def load_tool():
+    """Import a script of tools/ by its path below that folder."""
+
+    def load(path):
+        spec = importlib.util.spec_from_file_location(
+            Path(path).stem, ROOT / 'tools' / path
+        )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope='session')
+def official_to_mmattn(load_tool):
+    return load_tool('model_converters/scsa_official.py').convert

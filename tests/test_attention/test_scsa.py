@@ -1,0 +1,183 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.special import expit, softmax
+
+from mmattn.attention import PCSA, SCSA, SMSA
+
+
+@pytest.fixture(scope='module')
+def oracle():
+    """Weights, input, output and gradients of the official module."""
+    with np.load(Path(__file__).with_name('scsa_official.npz')) as data:
+        return {key: torch.from_numpy(data[key]) for key in data}
+
+
+def group_norm(x, groups, weight, bias):
+    """Normalise ``(C, ...)`` in groups of contiguous channels."""
+    grouped = x.reshape(groups, -1)
+    mean = grouped.mean(1, keepdims=True)
+    std = np.sqrt(grouped.var(1, keepdims=True) + 1e-5)
+    shape = (-1,) + (1,) * (x.ndim - 1)
+    normal = ((grouped - mean) / std).reshape(x.shape)
+    return normal * weight.reshape(shape) + bias.reshape(shape)
+
+
+def expected_smsa(x, state, kernels):
+    """Equations 1-7 for one image ``(C, H, W)``, in numpy."""
+
+    def gate(sequence, norm):
+        out = []
+        for i, part in enumerate(np.split(sequence, len(kernels))):
+            weight, bias = state[f'convs.{i}.weight'], state[f'convs.{i}.bias']
+            for row, w, b in zip(part, weight, bias):
+                padded = np.pad(row, kernels[i] // 2)
+                out.append(np.correlate(padded, w[0], 'valid') + b)
+        norms = state[f'{norm}.weight'], state[f'{norm}.bias']
+        return expit(group_norm(np.stack(out), len(kernels), *norms))
+
+    rows, columns = gate(x.mean(2), 'norm_h'), gate(x.mean(1), 'norm_w')
+    return x * rows[:, :, None] * columns[:, None, :]
+
+
+def expected_pcsa(x, state, window, heads):
+    """Equations 8-12 for one image ``(C, H, W)``, in numpy."""
+    c, h, w = x.shape
+    kh, kw = min(window, h), min(window, w)
+    pooled = np.stack(
+        [
+            x[:, i : i + kh, j : j + kw].mean((1, 2))
+            for i in range(0, h - kh + 1, kh)
+            for j in range(0, w - kw + 1, kw)
+        ],
+        axis=1,
+    )
+    pooled = group_norm(pooled, 1, state['norm.weight'], state['norm.bias'])
+    q, k, v = (pooled * state[f'{n}.weight'][:, 0, 0] for n in 'qkv')
+    out = []
+    for part in np.split(np.arange(c), heads):
+        scores = q[part] @ k[part].T / np.sqrt(c / heads)
+        out.append((softmax(scores, axis=1) @ v[part]).mean(1))
+    return x * expit(np.concatenate(out))[:, None, None]
+
+
+def randomise(module):
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    return {k: v.numpy() for k, v in module.state_dict().items()}
+
+
+@pytest.mark.parametrize('kernels', [(3, 5, 7, 9), (3, 7), (1,)])
+def test_smsa_equals_the_formula(kernels):
+    layer = SMSA(8, kernels).double()
+    state = randomise(layer)
+    x = torch.randn(2, 8, 6, 11, dtype=torch.float64)
+    want = np.stack([expected_smsa(i, state, kernels) for i in x.numpy()])
+    np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-9)
+
+
+@pytest.mark.parametrize('heads', [1, 2, 4])
+@pytest.mark.parametrize('size', [(14, 23), (7, 7), (5, 9), (3, 2), (1, 1)])
+def test_pcsa_equals_the_formula(heads, size):
+    layer = PCSA(8, num_heads=heads).double()
+    state = randomise(layer)
+    x = torch.randn(2, 8, *size, dtype=torch.float64)
+    want = np.stack([expected_pcsa(i, state, 7, heads) for i in x.numpy()])
+    np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-9)
+
+
+def test_window_of_none_pools_everything():
+    layer = PCSA(8, window_size=None).double()
+    state = randomise(layer)
+    x = torch.randn(1, 8, 9, 15, dtype=torch.float64)
+    want = expected_pcsa(x[0].numpy(), state, 100, 1)
+    np.testing.assert_allclose(layer(x)[0].detach().numpy(), want, rtol=1e-9)
+
+
+def test_equals_the_official_module(oracle, official_to_mmattn):
+    layer = SCSA(16).double()
+    weights = {k[2:]: v for k, v in oracle.items() if k.startswith('w:')}
+    layer.load_state_dict(official_to_mmattn(weights))
+    x = oracle['x'].requires_grad_()
+    y = layer(x)
+    y.backward(oracle['g'])
+    torch.testing.assert_close(y, oracle['y'], rtol=0, atol=1e-10)
+    torch.testing.assert_close(x.grad, oracle['dx'], rtol=0, atol=1e-10)
+
+
+def test_softmax_gates_sum_to_one_over_channels():
+    x = torch.rand(2, 8, 9, 10) + 0.5
+    gate = PCSA(8, gate='softmax')(x) / x
+    torch.testing.assert_close(gate.sum(1), torch.ones(2, 9, 10))
+    layer = SMSA(8, gate='softmax')
+    flat = layer(torch.ones(2, 8, 9, 1)).sum(1)  # the column gate is 1 / C
+    assert flat.max() < 1
+
+
+@pytest.mark.parametrize('width', [16, 64, 256])
+def test_has_16_parameters_a_channel(width):
+    assert sum(p.numel() for p in SCSA(width).parameters()) == 16 * width
+
+
+def test_attention_dropout_only_acts_in_training():
+    x = torch.randn(1, 16, 14, 14)
+    layer = SCSA(16, attn_drop=0.9)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    plain = SCSA(16).eval()
+    plain.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x), plain(x))
+
+
+def test_init_weights_restores_what_a_backbone_overwrote():
+    layer = SCSA(16)
+    for parameter in layer.parameters():
+        torch.nn.init.constant_(parameter, 7.0)
+    layer.init_weights()
+    assert all((p != 7).all() for p in layer.parameters())
+    assert (layer.pcsa.norm.weight == 1).all()
+
+
+def test_own_init_cfg_comes_after_the_modules_start():
+    layer = PCSA(8, init_cfg=dict(type='Constant', val=0.5, layer='Conv2d'))
+    layer.init_weights()
+    assert all((conv.weight == 0.5).all() for conv in (layer.q, layer.v))
+
+
+def test_half_precision_stays_near_float32():
+    layer = SCSA(32)
+    x = torch.randn(2, 32, 15, 9)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        half = layer(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), layer(x), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ('cls', 'kwargs', 'name'),
+    [
+        (SMSA, dict(in_channels=18), 'in_channels=18'),
+        (SMSA, dict(in_channels=16, kernel_sizes=(3, 4)), '(3, 4)'),
+        (SMSA, dict(in_channels=16, kernel_sizes=()), 'kernel_sizes=()'),
+        (SMSA, dict(in_channels=16, gate='relu'), "gate='relu'"),
+        (PCSA, dict(in_channels=0), 'in_channels=0'),
+        (PCSA, dict(in_channels=16, window_size=0), 'window_size=0'),
+        (PCSA, dict(in_channels=16, num_heads=3), 'num_heads=3'),
+        (PCSA, dict(in_channels=16, attn_drop=1.0), 'attn_drop=1.0'),
+        (PCSA, dict(in_channels=16, gate='tanh'), "gate='tanh'"),
+        (SCSA, dict(in_channels=30), 'in_channels=30'),
+    ],
+)
+def test_wrong_arguments_are_named(cls, kwargs, name):
+    with pytest.raises(ValueError) as error:
+        cls(**kwargs)
+    assert name in str(error.value)
+
+
+def test_small_maps_pool_as_a_whole():
+    x = torch.randn(1, 8, 3, 5)
+    torch.testing.assert_close(PCSA(8)._pool(x), F.adaptive_avg_pool2d(x, 1))

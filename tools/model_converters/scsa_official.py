@@ -1,0 +1,88 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""Convert a checkpoint of the official SCSA code to mmattn's names.
+
+The result loads into mmattn.ResNet as any pretrained backbone does:
+init_cfg=dict(type='Pretrained', checkpoint='OUT', prefix='backbone.').
+"""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import mmattn  # noqa: F401 (lets torch read mmengine checkpoints safely)
+
+#: Children of the official module, and of mmattn's.
+RENAMED = {
+    'local_dwc': 'smsa.convs.0',
+    'global_dwc_s': 'smsa.convs.1',
+    'global_dwc_m': 'smsa.convs.2',
+    'global_dwc_l': 'smsa.convs.3',
+    'norm_h': 'smsa.norm_h',
+    'norm_w': 'smsa.norm_w',
+    'norm': 'pcsa.norm',
+    'q': 'pcsa.q',
+    'k': 'pcsa.k',
+    'v': 'pcsa.v',
+}
+
+
+def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of every SCSA module in a state dict.
+
+    Args:
+        state_dict: Weights of the official module, or of a model that holds
+            it as ``attn`` in its blocks (``backbone.layer1.0.attn.*``).
+
+    Returns:
+        The same tensors under mmattn's names (``backbone.layer1.0.scsa.*``);
+        those of other modules keep theirs.
+
+    Raises:
+        ValueError: If there is no SCSA module in the state dict.
+    """
+    marker = 'local_dwc.weight'
+    modules = {k[: -len(marker)] for k in state_dict if k.endswith(marker)}
+    if not modules:
+        raise ValueError(
+            'no weight named local_dwc.weight: not of the official SCSA code'
+        )
+    result = {}
+    for key, value in state_dict.items():
+        prefix, child, leaf = re.fullmatch(
+            r'(?:(.*\.)?([^.]+)\.)?([^.]+)', key
+        ).groups('')
+        if prefix in modules and child in RENAMED:
+            prefix = re.sub(r'(^|\.)attn\.$', r'\1scsa.', prefix)
+            key = f'{prefix}{RENAMED[child]}.{leaf}'
+        result[key] = value
+    return result
+
+
+def main() -> None:
+    """Convert a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('checkpoint', help='The official checkpoint.')
+    parser.add_argument('out', help='The file to write.')
+    args = parser.parse_args()
+    if not Path(args.checkpoint).is_file():
+        raise SystemExit(f'error: no checkpoint {args.checkpoint}')
+    checkpoint = torch.load(
+        args.checkpoint, map_location='cpu', weights_only=True
+    )
+    try:
+        state_dict = convert(checkpoint.get('state_dict', checkpoint))
+    except ValueError as error:
+        raise SystemExit(f'error: {args.checkpoint}: {error}') from error
+    meta = checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
+    partial = f'{args.out}.partial'
+    torch.save({'meta': meta, 'state_dict': state_dict}, partial)
+    os.replace(partial, args.out)
+    print(f'{len(state_dict)} tensors written to {args.out}')
+
+
+if __name__ == '__main__':
+    main()
