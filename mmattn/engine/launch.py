@@ -1,0 +1,158 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""What `tools/train.py` and `tools/test.py` share.
+
+Both serve mmdet, mmsegmentation and mmpretrain configs, with a GPU or without.
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmattn.errors import ConfigError
+
+SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm', 'NaiveSyncBN')
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors of the user's input into one line and exit code 1."""
+    try:
+        yield
+    except (ConfigError, FileNotFoundError, SyntaxError) as error:
+        raise SystemExit(f'error: {error}') from error
+    except KeyError as error:
+        # The registry's own message names what it looked for, and where.
+        if 'registry' not in str(error):
+            raise
+        raise SystemExit(f'error: {error.args[0]}') from error
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing share."""
+    parser.add_argument('config', help='The config file.')
+    parser.add_argument(
+        '--work-dir',
+        help='Folder for logs, checkpoints and metrics. Default: work_dir '
+        "of the config, else work_dirs/<the config's name>.",
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='Override settings of the config: key=value pairs, where a '
+        'list is written key="[a,b]" or key=a,b and nested ones '
+        'key="[(a,b),(c,d)]", quoted and without spaces.',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='How the processes of a distributed run were started.',
+    )
+    # torchrun passes neither, torch.distributed.launch one or the other.
+    parser.add_argument(
+        '--local_rank',
+        '--local-rank',
+        type=int,
+        default=0,
+        help='Set by torch.distributed.launch; torchrun needs it not.',
+    )
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config and apply the shared arguments to it.
+
+    Args:
+        args: Namespace with what :func:`add_run_arguments` adds.
+
+    Returns:
+        The config, ready for :func:`build_runner`.
+
+    Raises:
+        FileNotFoundError: If the file, or a base of it, does not exist.
+        ConfigError: If the launcher cannot be used on this machine.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    cfg.launcher = args.launcher
+    if not torch.cuda.is_available():
+        _fit_to_cpu(cfg)
+    return cfg
+
+
+def enable_amp(cfg: Config) -> None:
+    """Train in mixed precision, where there is a GPU to do it."""
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        _note('--amp needs a GPU and there is none: float32 is used')
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the config's runner, after joining the other processes."""
+    if cfg.launcher != 'none' and not torch.cuda.is_available():
+        # mmengine's launcher calls torch.cuda.set_device; a group that
+        # exists already makes it skip that.
+        torch.distributed.init_process_group('gloo')
+    if 'runner_type' in cfg:
+        return RUNNERS.build(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def _fit_to_cpu(cfg: Config) -> None:
+    """Replace what only a GPU can do by what the CPU does as well."""
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type') == 'AmpOptimWrapper':
+        _note('mixed precision needs a GPU and there is none: float32 is used')
+        wrapper.type = 'OptimWrapper'
+        wrapper.pop('loss_scale', None)
+        wrapper.pop('dtype', None)
+    if cfg.launcher == 'none':
+        return
+    if cfg.launcher != 'pytorch':
+        raise ConfigError(
+            f'--launcher {cfg.launcher} needs a GPU and there is none; use '
+            'tools/dist_train.sh (--launcher pytorch) to run on CPUs'
+        )
+    cfg.env_cfg.dist_cfg = dict(backend='gloo')
+    wrapper = cfg.get('model_wrapper_cfg') or dict(
+        type='MMDistributedDataParallel',
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    # The runner would pass the local rank, which is refused for CPU modules.
+    cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
+    if _replace_sync_norms(cfg.model):
+        _note('synchronised batch norm needs GPUs: BN of each process is used')
+
+
+def _replace_sync_norms(node: object) -> int:
+    """Make every synchronised norm below a config node a BN; count them."""
+    if isinstance(node, (list, tuple)):
+        return sum(map(_replace_sync_norms, node))
+    if not isinstance(node, dict):
+        return 0
+    count = sum(map(_replace_sync_norms, node.values()))
+    if node.get('type') in SYNC_NORMS:
+        node['type'] = 'BN'
+        count += 1
+    return count
+
+
+def _note(message: str) -> None:
+    print_log(message, logger='current', level=logging.WARNING)

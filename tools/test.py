@@ -1,0 +1,125 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""Evaluate a checkpoint on the test split of its config."""
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import DumpResults
+
+from mmattn.engine import (
+    add_run_arguments,
+    build_runner,
+    load_config,
+    one_line_errors,
+)
+from mmattn.errors import ConfigError
+
+#: Test-time augmentation of a config that states none, by default scope.
+TTA_MODELS = {
+    'mmdet': dict(
+        type='DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+    ),
+    'mmseg': dict(type='SegTTAModel'),
+    'mmpretrain': dict(type='AverageClsScoreTTA'),
+}
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_run_arguments(parser)
+    parser.add_argument('checkpoint', help='The checkpoint file or URL.')
+    parser.add_argument(
+        '--out',
+        metavar='FILE.pkl',
+        help='Save the predictions, one dict an image, for offline use.',
+    )
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='Draw every image with ground truth and prediction into DIR.',
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help='Average over test-time augmentations: those of the config, '
+        'else the image and its mirror image.',
+    )
+    return parser.parse_args(argv)
+
+
+def draw_results(cfg: Config, folder: str) -> None:
+    """Let the framework's hook draw every result into a folder."""
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise ConfigError(
+            '--show-dir needs default_hooks.visualization in the config'
+        )
+    folder = str(Path(folder).absolute())
+    if cfg.default_scope == 'mmpretrain':
+        hook.update(enable=True, out_dir=folder, interval=1)
+    elif cfg.default_scope == 'mmseg':
+        hook.draw = True
+        cfg.visualizer.save_dir = folder
+    else:
+        hook.update(draw=True, test_out_dir=folder)
+
+
+def augment_tests(cfg: Config) -> None:
+    """Wrap the model so that it averages over augmented images."""
+    data = cfg.test_dataloader.dataset
+    while 'dataset' in data:
+        data = data.dataset
+    if 'tta_pipeline' not in cfg:
+        flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
+        pack = deepcopy(data.pipeline[-1])
+        if 'meta_keys' in pack:
+            # Merging needs to know which results to mirror back.
+            pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
+        cfg.tta_pipeline = [
+            *deepcopy(data.pipeline[:-1]),
+            dict(type='TestTimeAug', transforms=[flips, [pack]]),
+        ]
+    data.pipeline = cfg.tta_pipeline
+    wrapper = cfg.get('tta_model', TTA_MODELS.get(cfg.default_scope))
+    cfg.model = ConfigDict(**wrapper, module=cfg.model)
+
+
+def dump_metric(cfg: Config, path: str) -> DumpResults:
+    """Return the metric that saves predictions; masks are saved as RLE."""
+    if not path.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {path} must end in .pkl or .pickle')
+    if cfg.default_scope != 'mmdet':
+        return DumpResults(path)
+    from mmdet.evaluation import DumpDetResults
+
+    return DumpDetResults(path)
+
+
+def main() -> None:
+    """Test."""
+    args = parse_args()
+    with one_line_errors():
+        if (
+            '://' not in args.checkpoint
+            and not Path(args.checkpoint).is_file()
+        ):
+            raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
+        cfg = load_config(args)
+        cfg.load_from = args.checkpoint
+        if args.show_dir:
+            draw_results(cfg, args.show_dir)
+        if args.tta:
+            augment_tests(cfg)
+        dump = dump_metric(cfg, args.out) if args.out else None
+        runner = build_runner(cfg)
+        if dump:
+            runner.test_evaluator.metrics.append(dump)
+        runner.test()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,64 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""Train the model of a config: detector, segmentor or classifier."""
+
+import argparse
+
+from mmattn.engine import (
+    add_run_arguments,
+    build_runner,
+    enable_amp,
+    load_config,
+    one_line_errors,
+)
+from mmattn.errors import ConfigError
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_run_arguments(parser)
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='Train in mixed precision (needs a GPU).',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='Scale the learning rate by the batch size, as '
+        'auto_scale_lr=dict(enable=True) in the config does.',
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='Continue from a checkpoint; without a value from the latest '
+        'one in the work dir.',
+    )
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Train."""
+    args = parse_args()
+    with one_line_errors():
+        cfg = load_config(args)
+        if args.amp:
+            enable_amp(cfg)
+        if args.auto_scale_lr:
+            if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+                raise ConfigError(
+                    f'--auto-scale-lr: {args.config} has no auto_scale_lr='
+                    'dict(base_batch_size=...) that says for which batch '
+                    'size its learning rate is meant'
+                )
+            cfg.auto_scale_lr.enable = True
+        if args.resume is not None:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == 'auto' else args.resume
+        build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
