@@ -1,0 +1,2 @@
+# The baseline: the same backbone class without plugins.
+plugins = []

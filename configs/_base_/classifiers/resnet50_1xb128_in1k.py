@@ -1,0 +1,15 @@
+# The SCSA paper's recipe: mmpretrain's, on one GPU. 100 epochs, learning rate
+# 0.05 at this batch size, divided by 10 after 30, 60 and 90 epochs.
+_base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
+model = dict(backbone=dict(type='mmattn.ResNet'))
+loader = dict(
+    persistent_workers=True,
+    pin_memory=True,
+    collate_fn=dict(type='default_collate'))
+train_dataloader = dict(batch_size=128, **loader)
+val_dataloader = dict(batch_size=128, **loader)
+test_dataloader = dict(batch_size=128, **loader)
+default_hooks = dict(
+    checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=2))
+auto_scale_lr = dict(enable=True)
+randomness = dict(seed=0)

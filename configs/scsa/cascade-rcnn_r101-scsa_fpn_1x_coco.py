@@ -1,0 +1,4 @@
+_base_ = './cascade-rcnn_r50-scsa_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(
+        depth=101, init_cfg=dict(checkpoint='torchvision://resnet101')))
