@@ -4,18 +4,17 @@
 import argparse
 from pathlib import Path
 
-import mmcv
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 from tqdm import tqdm
 
 from mmattn.engine import one_line_errors
-from mmattn.errors import ConfigError
+from mmattn.visualization import ResultDrawer
 
 SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
@@ -107,37 +106,14 @@ def main() -> None:
         init_default_scope(cfg.default_scope)
         model = load_model(cfg, args.checkpoint, args.device)
         pipeline = build_pipeline(cfg)
-        visualizer = VISUALIZERS.build(
-            {**cfg.visualizer, 'name': 'infer', 'vis_backends': None}
+        drawer = ResultDrawer(
+            cfg, model.dataset_meta, args.out_dir, False, args.score_thr
         )
-        visualizer.dataset_meta = model.dataset_meta
-        draw_args = {'draw_gt': False}
-        if cfg.default_scope == 'mmpretrain':
-            draw = visualizer.visualize_cls
-            draw_args['classes'] = model.dataset_meta.get('classes')
-        else:
-            draw = visualizer.add_datasample
-        if cfg.default_scope == 'mmdet':
-            draw_args['pred_score_thr'] = args.score_thr
         for path in tqdm(images, unit='image'):
-            image = mmcv.imread(path, channel_order='rgb')
-            if image is None:
-                raise ConfigError(f'{path} is not a readable image')
             data = pipeline(dict(img_path=str(path), img_id=0))
             with torch.no_grad():
-                sample = model.test_step(pseudo_collate([data]))[0]
-            out_file = str(Path(args.out_dir) / f'{path.stem}.png')
-            name = path.stem
-            if cfg.default_scope == 'mmpretrain':
-                draw(
-                    image,
-                    sample.cpu(),
-                    name=name,
-                    out_file=out_file,
-                    **draw_args,
-                )
-            else:
-                draw(name, image, sample.cpu(), out_file=out_file, **draw_args)
+                (sample,) = model.test_step(pseudo_collate([data]))
+            drawer.draw(sample)
     print(f'{len(images)} pictures in {args.out_dir}')
 
 

@@ -15,6 +15,7 @@ from mmattn.engine import (
     one_line_errors,
 )
 from mmattn.errors import ConfigError
+from mmattn.visualization import ResultDrawer, ShowResultsHook
 
 #: Test-time augmentation of a config that states none, by default scope.
 TTA_MODELS = {
@@ -40,7 +41,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--show-dir',
         metavar='DIR',
-        help='Draw every image with ground truth and prediction into DIR.',
+        help='Draw ground truth and prediction of the images into DIR.',
+    )
+    parser.add_argument(
+        '--show-limit',
+        type=int,
+        metavar='N',
+        help='Draw the first N images only.',
     )
     parser.add_argument(
         '--tta',
@@ -49,23 +56,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'else the image and its mirror image.',
     )
     return parser.parse_args(argv)
-
-
-def draw_results(cfg: Config, folder: str) -> None:
-    """Let the framework's hook draw every result into a folder."""
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None:
-        raise ConfigError(
-            '--show-dir needs default_hooks.visualization in the config'
-        )
-    folder = str(Path(folder).absolute())
-    if cfg.default_scope == 'mmpretrain':
-        hook.update(enable=True, out_dir=folder, interval=1)
-    elif cfg.default_scope == 'mmseg':
-        hook.draw = True
-        cfg.visualizer.save_dir = folder
-    else:
-        hook.update(draw=True, test_out_dir=folder)
 
 
 def augment_tests(cfg: Config) -> None:
@@ -110,14 +100,16 @@ def main() -> None:
             raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
         cfg = load_config(args)
         cfg.load_from = args.checkpoint
-        if args.show_dir:
-            draw_results(cfg, args.show_dir)
         if args.tta:
             augment_tests(cfg)
         dump = dump_metric(cfg, args.out) if args.out else None
         runner = build_runner(cfg)
         if dump:
             runner.test_evaluator.metrics.append(dump)
+        if args.show_dir:
+            meta = runner.test_dataloader.dataset.metainfo
+            drawer = ResultDrawer(cfg, meta, args.show_dir, draw_gt=True)
+            runner.register_hook(ShowResultsHook(drawer, args.show_limit))
         runner.test()
 
 

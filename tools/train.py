@@ -47,7 +47,7 @@ def main() -> None:
         if args.amp:
             enable_amp(cfg)
         if args.auto_scale_lr:
-            if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
                 raise ConfigError(
                     f'--auto-scale-lr: {args.config} has no auto_scale_lr='
                     'dict(base_batch_size=...) that says for which batch '

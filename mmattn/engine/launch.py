@@ -27,7 +27,7 @@ def one_line_errors() -> Iterator[None]:
     """Turn errors of the user's input into one line and exit code 1."""
     try:
         yield
-    except (ConfigError, FileNotFoundError, SyntaxError) as error:
+    except (ConfigError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     except KeyError as error:
         # The registry's own message names what it looked for, and where.
@@ -79,10 +79,16 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If the file, or a base of it, does not exist.
-        ConfigError: If the launcher cannot be used on this machine.
+        ConfigError: If the file is no Python, or the launcher cannot be used
+            on this machine.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = Config.fromfile(args.config)
+    except SyntaxError as error:  # mmengine names neither file nor base
+        raise ConfigError(
+            f'{args.config} or a base of it has a syntax error: {error}'
+        ) from error
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:

@@ -1,0 +1,310 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""Train, test and infer, by the tools, for all three frameworks."""
+
+import os
+import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import mmengine
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import MMLogger
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / 'configs' / 'demo'
+FASTER = DEMO / 'faster-rcnn_r18-scsa_fpn_8e_digits.py'
+RESNET = DEMO / 'resnet18-scsa_8e_digits.py'
+SHORT = (
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'default_hooks.checkpoint.interval=1',
+)
+METRICS = {
+    'faster-rcnn_r18-scsa_fpn_8e_digits': 'coco/bbox_mAP',
+    'mask-rcnn_r18-gsca_fpn_8e_digits': 'coco/segm_mAP',
+    'retinanet_r18-none_fpn_8e_digits': 'coco/bbox_mAP',
+    'upernet_r18-scsa_8e_digits': 'mIoU',
+    'resnet18-gsca_8e_digits': 'accuracy/top1',
+}
+
+
+def unsure(name):
+    # So little trained a RetinaNet is sure of nothing.
+    options = ['--cfg-options', 'model.test_cfg.score_thr=0.0']
+    return options if 'retinanet' in name else []
+
+
+pytestmark = pytest.mark.usefixtures('in_workspace')
+
+
+@pytest.fixture
+def in_workspace(digits, monkeypatch):
+    monkeypatch.chdir(digits)
+
+
+@pytest.fixture(scope='session')
+def trained(digits, load_tool):
+    """Train a demo config for one epoch, once; return its checkpoint."""
+    done = {}
+
+    def train(name):
+        if name not in done:
+            argv = sys.argv, os.getcwd()
+            sys.argv = ['train.py', str(DEMO / f'{name}.py'), '--cfg-options']
+            sys.argv += SHORT
+            os.chdir(digits)
+            try:
+                load_tool('train.py').main()
+            finally:
+                sys.argv, folder = argv
+                os.chdir(folder)
+            done[name] = digits / 'work_dirs' / name / 'epoch_1.pth'
+        return done[name]
+
+    return train
+
+
+def run(*words, **env):
+    """Run a command as a user does; return its exit code and output."""
+    env = {
+        **os.environ,
+        'PYTHONPATH': str(ROOT),
+        'PYTHON': sys.executable,
+        **env,
+    }
+    result = subprocess.run(
+        [str(word) for word in words],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    return result.returncode, result.stdout
+
+
+def weights(checkpoint):
+    return torch.load(checkpoint, weights_only=True)['state_dict']
+
+
+def latest_scores(work_dir):
+    return mmengine.load(sorted(Path(work_dir).glob('*/*.json'))[-1])
+
+
+@pytest.mark.parametrize(('name', 'metric'), METRICS.items())
+def test_train_then_test_and_draw(name, metric, trained, run_tool, tmp_path):
+    checkpoint = trained(name)
+    drawn = tmp_path / 'drawn'
+    dump = tmp_path / 'predictions.pkl'
+    run_tool(
+        'test.py', DEMO / f'{name}.py', checkpoint, '--work-dir', tmp_path,
+        '--show-dir', drawn, '--out', dump,
+        *unsure(name),
+    )  # fmt: skip
+    assert 0 <= latest_scores(tmp_path)[metric] <= 100
+    images = 10 if 'accuracy' in metric else 4
+    pictures = list(drawn.glob('*.png'))
+    assert len(pictures) == images
+    shape = cv2.imread(str(pictures[0])).shape
+    # Ground truth and prediction side by side; a class is only text.
+    assert shape[1] == shape[0] * (1 if 'accuracy' in metric else 2)
+    assert len(pickle.loads(dump.read_bytes())) == images
+
+
+@pytest.mark.parametrize('name', METRICS)
+def test_infer_draws_each_image(name, trained, run_tool, digits, tmp_path):
+    folder = (
+        'classification/val/3' if name.startswith('resnet') else ('images/val')
+    )
+    images = sorted((digits / 'data/digits' / folder).glob('*.png'))[:2]
+    run_tool(
+        'infer.py', DEMO / f'{name}.py', trained(name), *images,
+        '--out-dir', tmp_path, '--score-thr', 0, '--device', 'cpu',
+        *unsure(name),
+    )  # fmt: skip
+    for image in images:
+        drawn = cv2.imread(str(tmp_path / image.name))
+        plain = cv2.imread(str(image))
+        assert drawn is not None
+        assert (
+            drawn.shape != plain.shape
+            or np.abs(drawn.astype(int) - plain).any()
+        )
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'faster-rcnn_r18-scsa_fpn_8e_digits',
+        'upernet_r18-scsa_8e_digits',
+        'resnet18-gsca_8e_digits',
+    ],
+)
+def test_test_time_augmentation(name, trained, run_tool, tmp_path):
+    run_tool(
+        'test.py', DEMO / f'{name}.py', trained(name), '--tta',
+        '--work-dir', tmp_path,
+    )  # fmt: skip
+    assert METRICS[name] in latest_scores(tmp_path)
+
+
+def test_resume_continues_the_run(run_tool, tmp_path):
+    straight, resumed = tmp_path / 'straight', tmp_path / 'resumed'
+    options = ['--cfg-options', *SHORT, 'randomness.deterministic=True']
+    run_tool('train.py', RESNET, '--work-dir', resumed, *options)
+    options[1] = 'train_cfg.max_epochs=2'
+    # The schedule of both is that of 8 epochs, so only the stop differs.
+    run_tool('train.py', RESNET, '--work-dir', resumed, '--resume', *options)
+    run_tool('train.py', RESNET, '--work-dir', straight, *options)
+    log = sorted(resumed.glob('*/*.log'))[-1].read_text()
+    assert 'resumed epoch: 1' in log
+    a, b = (weights(d / 'epoch_2.pth') for d in (straight, resumed))
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+
+
+def test_resume_from_a_named_checkpoint(trained, run_tool, tmp_path):
+    checkpoint = trained('resnet18-gsca_8e_digits')
+    config = DEMO / 'resnet18-gsca_8e_digits.py'
+    run_tool(
+        'train.py', config, '--work-dir', tmp_path, '--resume', checkpoint,
+        '--cfg-options', 'train_cfg.max_epochs=2',
+        'default_hooks.checkpoint.interval=1',
+    )  # fmt: skip
+    assert (tmp_path / 'epoch_2.pth').is_file()
+    assert not (tmp_path / 'epoch_1.pth').exists()
+
+
+def test_work_dir_priority(load_tool, tmp_path):
+    launch = load_tool('train.py')
+    config = tmp_path / 'mine.py'
+    config.write_text(f"_base_ = '{RESNET}'\n")
+    words = [str(config)]
+
+    def work_dir():
+        return launch.load_config(launch.parse_args(words)).work_dir
+
+    assert work_dir() == str(Path('work_dirs') / 'mine')
+    config.write_text(f"_base_ = '{RESNET}'\nwork_dir = 'from_config'\n")
+    assert work_dir() == 'from_config'
+    words += ['--work-dir', 'from_line']
+    assert work_dir() == 'from_line'
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='is about its absence')
+def test_amp_without_a_gpu_falls_back_with_a_message(
+    run_tool, tmp_path, caplog
+):
+    MMLogger.get_current_instance().addHandler(caplog.handler)
+    run_tool(
+        'train.py', RESNET, '--amp', '--work-dir', tmp_path,
+        '--cfg-options', *SHORT,
+    )  # fmt: skip
+    assert '--amp needs a GPU' in caplog.text
+    assert (tmp_path / 'epoch_1.pth').is_file()
+
+
+def test_auto_scale_lr_is_said_to_be_missing(run_tool, tmp_path):
+    config = tmp_path / 'plain.py'
+    config.write_text(f"_base_ = '{RESNET}'\nauto_scale_lr = None\n")
+    with pytest.raises(SystemExit, match='base_batch_size'):
+        run_tool('train.py', config, '--auto-scale-lr')
+
+
+BAD = {
+    'no config': (['nowhere.py'], ['nowhere.py']),
+    'syntax': (['{tmp}/syntax.py'], ['syntax.py']),
+    'no data': (
+        [FASTER, '--cfg-options', 'train_dataloader.dataset.data_root=gone/'],
+        ['gone/annotations/instances_train.json'],
+    ),
+    'position': (['{tmp}/position.py'], ["'after_conv9'", 'after_conv2']),
+    'type': (['{tmp}/type.py'], ["'mmattn.SCSAA'", 'mmattn.SCSA']),
+    'model': (['{tmp}/model.py'], ['FasterRCNNN']),
+    'launcher': ([FASTER, '--launcher', 'slurm'], ['slurm', 'dist_train.sh']),
+}
+
+
+@pytest.mark.parametrize('case', BAD)
+def test_bad_input_is_one_line(case, run_tool, tmp_path):
+    if case == 'launcher' and torch.cuda.is_available():
+        pytest.skip('is about the absence of a GPU')
+    base = f"_base_ = '{FASTER}'\n"
+    plugin = "plugins=[dict(cfg=dict(type='{}'), position='{}')]"
+    model = base + 'model = dict(backbone=dict(' + plugin + '))\n'
+    files = {
+        'syntax': 'model = dict(\n',
+        'position': model.format('mmattn.SCSA', 'after_conv9'),
+        'type': model.format('mmattn.SCSAA', 'after_conv1'),
+        'model': base + "model = dict(type='FasterRCNNN')\n",
+    }
+    for name, text in files.items():
+        (tmp_path / f'{name}.py').write_text(text)
+    words, wanted = BAD[case]
+    words = [str(word).replace('{tmp}', str(tmp_path)) for word in words]
+    with pytest.raises(SystemExit) as error:
+        run_tool('train.py', *words, '--work-dir', tmp_path / 'work')
+    message = error.value.code
+    assert message.startswith('error: ') and '\n' not in message.strip()
+    assert all(text in message for text in wanted), message
+
+
+def test_bad_input_of_test_and_infer_is_one_line(run_tool, tmp_path):
+    with pytest.raises(SystemExit, match='no checkpoint gone.pth'):
+        run_tool('test.py', FASTER, 'gone.pth')
+    with pytest.raises(SystemExit, match='no checkpoint gone.pth'):
+        run_tool('infer.py', FASTER, 'gone.pth', __file__, '--out-dir', 'x')
+    with pytest.raises(SystemExit, match='no image gone.png'):
+        run_tool('infer.py', FASTER, 'gone.pth', 'gone.png', '--out-dir', 'x')
+    with pytest.raises(SystemExit, match='must end in .pkl'):
+        run_tool('test.py', FASTER, __file__, '--out', 'x.json')
+
+
+def test_exit_code_and_line_of_a_real_process():
+    code, output = run(sys.executable, ROOT / 'tools/train.py', 'nowhere.py')
+    assert code == 1
+    assert output.strip().splitlines()[-1].startswith('error: ')
+    assert 'Traceback' not in output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='uses CPU processes')
+def test_two_processes_equal_one_with_the_whole_batch(run_tool, tmp_path):
+    # One step on 8 images without what differs by design: batch statistics
+    # and the order of the images.
+    options = [
+        '--cfg-options', *SHORT, 'train_dataloader.dataset.indices=8',
+        'train_dataloader.sampler.shuffle=False',
+        'model.backbone.norm_eval=True', 'model.backbone.zero_init_residual=0',
+        'optim_wrapper.optimizer.type=SGD', 'optim_wrapper.optimizer.lr=0.1',
+    ]  # fmt: skip
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    run_tool(
+        'train.py', RESNET, '--work-dir', one, *options,
+        'train_dataloader.batch_size=8',
+    )  # fmt: skip
+    code, output = run(
+        'bash', ROOT / 'tools/dist_train.sh', RESNET, 2, '--work-dir', two,
+        *options, 'train_dataloader.batch_size=4', PORT='29517',
+    )  # fmt: skip
+    assert code == 0, output[-3000:]
+    assert re.search(r'Distributed training: True\s+GPU number: 2', output)
+    a, b = (weights(d / 'epoch_1.pth') for d in (one, two))
+    start = weights_at_start(run_tool, tmp_path, options)
+    moved = 0
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-5, atol=1e-6)
+        moved += not torch.equal(a[key], start[key])
+    assert moved > len(a) / 3
+
+
+def weights_at_start(run_tool, tmp_path, options):
+    options = [*options, 'train_dataloader.batch_size=8']
+    options.append('optim_wrapper.optimizer.lr=0.0')
+    work_dir = tmp_path / 'start'
+    run_tool('train.py', RESNET, '--work-dir', work_dir, *options)
+    return weights(work_dir / 'epoch_1.pth')
