@@ -4,6 +4,8 @@
 from mmengine.model import BaseModule
 from torch import nn
 
+from mmattn.registry import MODELS
+
 
 def _reset_children(module: nn.Module) -> None:
     for child in module.children():
@@ -38,3 +40,12 @@ class Attention(BaseModule):
         if not self.is_init:
             self.reset_parameters()
         super().init_weights()
+
+
+def list_attentions() -> list[str]:
+    """Return the registered attention modules as configs name them, sorted."""
+    return sorted(
+        f'mmattn.{name}'
+        for name, module in MODELS.module_dict.items()
+        if hasattr(module, '_abbr_')
+    )

@@ -126,7 +126,8 @@ class PCSA(Attention):
     with :math:`d = C / \mathrm{num\_heads}`. Input and output are ``(B,
     in_channels, H, W)`` of one dtype, any H, W >= 1. The pooling drops
     leftover rows and columns, as the official code does. An axis shorter than
-    the window is pooled as a whole; the official code raises there.
+    the window is pooled as a whole; the official code raises there. A graph
+    exported with dynamic sizes is for maps of at least two windows a side.
 
     Args:
         in_channels: Width of the map.
@@ -186,10 +187,13 @@ class PCSA(Attention):
         size = self.window_size
         if size is None:
             return x.mean((2, 3), keepdim=True)
-        # Two branches, so that an export of large maps has a fixed window.
-        if height >= size and width >= size:
-            return F.avg_pool2d(x, size)
-        return F.avg_pool2d(x, (min(size, height), min(size, width)))
+        if height < size or width < size:
+            return F.avg_pool2d(x, (min(size, height), min(size, width)))
+        if torch.compiler.is_compiling():
+            # The shape function of avg_pool2d asks whether the window divides
+            # the map, which would tie an exported graph to the answer.
+            return x.unfold(2, size, size).unfold(3, size, size).mean((4, 5))
+        return F.avg_pool2d(x, size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmattn.attention import list_attentions
 from mmattn.errors import ConfigError
 from mmattn.registry import MODELS
 
@@ -46,13 +47,9 @@ def get_plugin_class(name: str | type) -> type:
     with MMENGINE_MODELS.switch_scope_and_registry(None) as registry:
         cls = registry.get(name) or MODELS.get(name)
     if cls is None:
-        known = ', '.join(
-            f'mmattn.{key}'
-            for key, module in sorted(MODELS.module_dict.items())
-            if hasattr(module, '_abbr_')
-        )
         raise ConfigError(
-            f'plugin type {name!r} is not registered; mmattn has {known}; '
+            f'plugin type {name!r} is not registered; mmattn has '
+            f'{", ".join(list_attentions())}; '
             "a module of your own needs custom_imports=dict(imports=['...'])"
         )
     return cls

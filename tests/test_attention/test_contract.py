@@ -1,0 +1,160 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""What every registered attention module promises, tested for all of them."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from mmattn.attention import list_attentions
+from mmattn.registry import MODELS
+
+WIDTH = 32
+SIZES = [(14, 21), (7, 7), (9, 5), (1, 8), (8, 1), (1, 1)]
+
+pytestmark = pytest.mark.parametrize('name', list_attentions())
+
+
+def build(name, **kwargs):
+    return MODELS.get(name.removeprefix('mmattn.'))(WIDTH, **kwargs)
+
+
+def image(*size, batch=2, dtype=torch.float32):
+    return torch.randn(batch, WIDTH, *(size or (14, 21))).to(dtype)
+
+
+def test_first_argument_is_in_channels_and_abbr_is_final(name):
+    cls = MODELS.get(name.removeprefix('mmattn.'))
+    assert isinstance(cls(in_channels=WIDTH), torch.nn.Module)
+    assert '_abbr_' in vars(cls) and cls._abbr_.isidentifier()
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('batch', [1, 2])
+def test_keeps_the_shape_at_any_size(name, size, batch):
+    x = image(*size, batch=batch)
+    for layer in (build(name), build(name).eval()):
+        assert layer(x).shape == x.shape
+        assert layer(x).isfinite().all()
+
+
+def test_images_do_not_mix(name):
+    x = image()
+    layer = build(name).eval()
+    torch.testing.assert_close(layer(x)[:1], layer(x[:1]))
+
+
+def test_gradient_reaches_input_and_every_parameter(name):
+    x = image().requires_grad_()
+    layer = build(name)
+    layer(x).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    for key, parameter in layer.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+@pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+)
+@pytest.mark.parametrize('fill', [0.0, 1.0, 100.0, 'random', 'rectified'])
+def test_is_finite_in_every_precision(name, dtype, fill):
+    x = (
+        torch.zeros_like(image())
+        if isinstance(fill, str)
+        else (torch.full_like(image(), fill))
+    )
+    if isinstance(fill, str):
+        x = image().relu() if fill == 'rectified' else image()
+    x = x.to(dtype).requires_grad_()
+    layer = build(name).to(dtype)
+    y = layer(x)
+    y.float().square().mean().backward()
+    assert y.dtype == dtype
+    grads = [x.grad, *(p.grad for p in layer.parameters())]
+    assert all(t.isfinite().all() for t in (y, *grads))
+
+
+def test_autocast_stays_near_float32(name):
+    x = image()
+    layer = build(name).eval()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y = layer(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), rtol=0.05, atol=0.05)
+
+
+def test_copies_give_the_same(name):
+    x = image()
+    layer = build(name).eval()
+    restored = build(name).eval()
+    restored.load_state_dict(layer.state_dict())
+    others = [
+        restored,
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+    ]
+    for other in others:
+        assert torch.equal(other(x), layer(x))
+
+
+def test_repr_names_the_module(name):
+    assert name.removeprefix('mmattn.') in repr(build(name))
+
+
+def test_init_weights_starts_afresh(name):
+    layer = build(name)
+    for parameter in layer.parameters():
+        torch.nn.init.constant_(parameter, 7.0)
+    layer.init_weights()
+    assert all((p != 7).any() for p in layer.parameters())
+
+
+def test_channels_last_gives_the_same(name):
+    x = image()
+    layer = build(name).eval()
+    y = layer(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(y, layer(x))
+
+
+def test_activation_checkpointing_gives_the_same_gradient(name):
+    layer = build(name)
+    grads = []
+    x = image()
+    for run in (layer, lambda x: checkpoint(layer, x, use_reentrant=False)):
+        x = x.detach().requires_grad_()
+        run(x).square().sum().backward()
+        grads.append(x.grad)
+    torch.testing.assert_close(*grads)
+
+
+def test_compiles_as_one_graph(name):
+    torch._dynamo.reset()
+    layer = build(name).eval()
+    compiled = torch.compile(layer, fullgraph=True, backend='eager')
+    for size in SIZES[:3]:
+        x = image(*size)
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_exports_with_dynamic_sizes(name):
+    layer = build(name).eval()
+    dims = [
+        torch.export.Dim(d, min=lo, max=256)
+        for d, lo in zip('bhw', (2, 14, 14))
+    ]
+    program = torch.export.export(
+        layer,
+        (image(),),
+        dynamic_shapes=({0: dims[0], 2: dims[1], 3: dims[2]},),
+    ).module()
+    for x in (image(), image(15, 34, batch=3), image(14, 14)):
+        torch.testing.assert_close(program(x), layer(x))
+
+
+def test_rejects_a_width_of_zero(name):
+    cls = MODELS.get(name.removeprefix('mmattn.'))
+    with pytest.raises(ValueError, match='in_channels=0'):
+        cls(0)
