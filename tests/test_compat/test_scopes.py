@@ -1,0 +1,86 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+from importlib.util import find_spec
+
+import pytest
+
+from mmattn.compat import scopes
+
+pytest.importorskip('mmengine')
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import registry
+
+needs_mmseg = pytest.mark.skipif(
+    find_spec('mmseg') is None, reason='mmseg is not installed'
+)
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """mmengine's table as it is before mmattn is imported."""
+    monkeypatch.setitem(MODULE2PACKAGE, 'mmseg', 'mmsegmentation')
+    monkeypatch.delitem(MODULE2PACKAGE, 'mmattn', raising=False)
+    return MODULE2PACKAGE
+
+
+def complete(monkeypatch, distributions, modules):
+    """Call the function as if just these were installed."""
+    monkeypatch.setattr(
+        scopes, '_is_distribution', lambda name: name in distributions
+    )
+    monkeypatch.setattr(
+        scopes, 'find_spec', lambda name: name in modules or None
+    )
+    scopes.complete_scopes()
+
+
+@pytest.mark.parametrize(
+    'distributions, modules, package',
+    [
+        (['mmsegmentation'], ['mmseg'], 'mmsegmentation'),
+        (['onedl-mmsegmentation'], ['mmseg'], 'mmseg'),
+        ([], [], 'mmsegmentation'),
+    ],
+    ids=['upstream', 'fork', 'absent'],
+)
+def test_scope_of_mmseg(monkeypatch, table, distributions, modules, package):
+    others = {k: v for k, v in table.items() if k != 'mmseg'}
+    for _ in range(2):
+        complete(monkeypatch, distributions, modules)
+        assert table == {**others, 'mmseg': package, 'mmattn': 'mmattn'}
+
+
+def test_distribution_look_up():
+    assert scopes._is_distribution('pytest')
+    assert not scopes._is_distribution('mmattn-has-no-such-distribution')
+
+
+def test_table_is_the_one_of_the_registry():
+    assert registry.MODULE2PACKAGE is MODULE2PACKAGE
+
+
+@needs_mmseg
+@pytest.mark.parametrize('distributions', [['mmsegmentation'], []])
+def test_base_of_mmseg(monkeypatch, table, distributions, tmp_path):
+    if distributions and not scopes._is_distribution('mmsegmentation'):
+        pytest.skip('this mmseg is a fork')
+    complete(monkeypatch, distributions, ['mmseg'])
+    config = tmp_path / 'config.py'
+    config.write_text("_base_ = 'mmseg::_base_/default_runtime.py'")
+    assert Config.fromfile(config).default_scope == 'mmseg'
+
+
+def test_base_of_mmattn(monkeypatch, table, tmp_path):
+    complete(monkeypatch, [], [])
+    mim = tmp_path / 'mmattn' / '.mim'
+    (mim / 'configs' / 'scsa').mkdir(parents=True)
+    (mim / 'configs' / 'scsa' / 'base.py').write_text('answer = 42')
+    (mim / 'model-index.yml').write_text('Import: []')
+    monkeypatch.setattr(
+        'mmengine.config.config.get_installed_path',
+        lambda package: str(tmp_path / package),
+    )
+    config = tmp_path / 'config.py'
+    config.write_text("_base_ = 'mmattn::scsa/base.py'")
+    assert Config.fromfile(config).answer == 42
