@@ -5,11 +5,13 @@ model = dict(backbone=dict(type='mmattn.ResNet'))
 loader = dict(
     persistent_workers=True,
     pin_memory=True,
-    collate_fn=dict(type='default_collate'))
+    collate_fn=dict(type='default_collate'),
+)
 train_dataloader = dict(batch_size=128, **loader)
 val_dataloader = dict(batch_size=128, **loader)
 test_dataloader = dict(batch_size=128, **loader)
 default_hooks = dict(
-    checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=2))
+    checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=2)
+)
 auto_scale_lr = dict(enable=True)
 randomness = dict(seed=0)

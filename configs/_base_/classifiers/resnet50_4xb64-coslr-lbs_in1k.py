@@ -7,19 +7,21 @@ model = dict(
             _delete_=True,
             type='LabelSmoothLoss',
             label_smooth_val=0.1,
-            mode='original')))
+            mode='original',
+        )
+    )
+)
 train_dataloader = dict(batch_size=64)
 optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')
 param_scheduler = [
     dict(
-        type='LinearLR',
-        start_factor=0.01,
-        end=5,
-        convert_to_iter_based=True),
+        type='LinearLR', start_factor=0.01, end=5, convert_to_iter_based=True
+    ),
     dict(
         type='CosineAnnealingLR',
         T_max=95,
         begin=5,
         end=100,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]

@@ -14,7 +14,9 @@ train_dataloader = dict(
         type='CustomDataset',
         data_prefix=data_root + 'train',
         metainfo=metainfo,
-        pipeline=pipeline))
+        pipeline=pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=64,
     num_workers=0,
@@ -23,7 +25,9 @@ val_dataloader = dict(
         type='CustomDataset',
         data_prefix=data_root + 'val',
         metainfo=metainfo,
-        pipeline=pipeline))
+        pipeline=pipeline,
+    ),
+)
 test_dataloader = val_dataloader
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator

@@ -2,9 +2,20 @@
 data_root = 'data/digits/'
 metainfo = dict(
     classes=('background', *'0123456789'),
-    palette=[[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25],
-             [0, 130, 200], [245, 130, 48], [145, 30, 180], [70, 240, 240],
-             [240, 50, 230], [210, 245, 60], [250, 190, 212]])
+    palette=[
+        [0, 0, 0],
+        [230, 25, 75],
+        [60, 180, 75],
+        [255, 225, 25],
+        [0, 130, 200],
+        [245, 130, 48],
+        [145, 30, 180],
+        [70, 240, 240],
+        [240, 50, 230],
+        [210, 245, 60],
+        [250, 190, 212],
+    ],
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
@@ -25,7 +36,9 @@ train_dataloader = dict(
         metainfo=metainfo,
         img_suffix='.png',
         data_prefix=dict(img_path='images/train', seg_map_path='masks/train'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -36,7 +49,9 @@ val_dataloader = dict(
         metainfo=metainfo,
         img_suffix='.png',
         data_prefix=dict(img_path='images/val', seg_map_path='masks/val'),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator

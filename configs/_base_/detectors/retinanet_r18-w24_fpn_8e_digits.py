@@ -11,15 +11,16 @@ model = dict(
         base_channels=24,
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=None),
-    neck=dict(
-        in_channels=[24, 48, 96, 192], out_channels=64, num_outs=3),
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=[24, 48, 96, 192], out_channels=64, num_outs=3),
     bbox_head=dict(
         num_classes=10,
         in_channels=64,
         stacked_convs=2,
         feat_channels=64,
-        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32])))
-default_hooks = dict(
-    logger=dict(interval=25), checkpoint=dict(interval=4))
+        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),
+    ),
+)
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=4))
 randomness = dict(seed=0)

@@ -9,5 +9,6 @@ param_scheduler = [
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=10))
+    clip_grad=dict(max_norm=10),
+)
 auto_scale_lr = dict(enable=True, base_batch_size=8)

@@ -9,20 +9,25 @@ model = dict(
     data_preprocessor=dict(size=(128, 128)),
     pretrained=None,
     backbone=dict(
-        type='mmattn.ResNet', depth=18, base_channels=24, norm_cfg=norm_cfg),
+        type='mmattn.ResNet', depth=18, base_channels=24, norm_cfg=norm_cfg
+    ),
     decode_head=dict(
         in_channels=[24, 48, 96, 192],
         channels=64,
         num_classes=11,
-        norm_cfg=norm_cfg),
+        norm_cfg=norm_cfg,
+    ),
     auxiliary_head=dict(
-        in_channels=96, channels=32, num_classes=11, norm_cfg=norm_cfg))
+        in_channels=96, channels=32, num_classes=11, norm_cfg=norm_cfg
+    ),
+)
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=25),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=4),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
+    visualization=dict(type='SegVisualizationHook'),
+)
 log_processor = dict(by_epoch=True)
 randomness = dict(seed=0)

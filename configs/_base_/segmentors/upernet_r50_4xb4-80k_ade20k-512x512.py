@@ -4,6 +4,8 @@ model = dict(
     pretrained=None,
     backbone=dict(
         type='mmattn.ResNet',
-        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50')))
+        init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+    ),
+)
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 randomness = dict(seed=0)
