@@ -57,7 +57,7 @@ def main() -> None:
         help='The attention: none, gsca, scsa. Default: %(default)s.',
     )
     args = parser.parse_args()
-    name = f'faster-rcnn_r18-{args.attn}_fpn_8e_digits'
+    name = f'faster-rcnn_r18-{args.attn}_fpn_15e_digits'
     config = Path(f'configs/demo/{name}.py')
     if not (ROOT / config).is_file():
         known = sorted(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmattn.compat.compiling import is_compiling
 from mmattn.registry import MODELS
 
 from .base import Attention
@@ -189,7 +190,7 @@ class PCSA(Attention):
             return x.mean((2, 3), keepdim=True)
         if height < size or width < size:
             return F.avg_pool2d(x, (min(size, height), min(size, width)))
-        if torch.compiler.is_compiling():
+        if is_compiling():
             # The shape function of avg_pool2d asks whether the window divides
             # the map, which would tie an exported graph to the answer.
             return x.unfold(2, size, size).unfold(3, size, size).mean((4, 5))

@@ -17,19 +17,19 @@ from mmengine.logging import MMLogger
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / 'configs' / 'demo'
-FASTER = DEMO / 'faster-rcnn_r18-scsa_fpn_8e_digits.py'
-RESNET = DEMO / 'resnet18-scsa_8e_digits.py'
+FASTER = DEMO / 'faster-rcnn_r18-scsa_fpn_15e_digits.py'
+RESNET = DEMO / 'resnet18-scsa_15e_digits.py'
 SHORT = (
     'train_cfg.max_epochs=1',
     'train_cfg.val_interval=1',
     'default_hooks.checkpoint.interval=1',
 )
 METRICS = {
-    'faster-rcnn_r18-scsa_fpn_8e_digits': 'coco/bbox_mAP',
-    'mask-rcnn_r18-gsca_fpn_8e_digits': 'coco/segm_mAP',
-    'retinanet_r18-none_fpn_8e_digits': 'coco/bbox_mAP',
-    'upernet_r18-scsa_8e_digits': 'mIoU',
-    'resnet18-gsca_8e_digits': 'accuracy/top1',
+    'faster-rcnn_r18-scsa_fpn_15e_digits': 'coco/bbox_mAP',
+    'mask-rcnn_r18-gsca_fpn_15e_digits': 'coco/segm_mAP',
+    'retinanet_r18-none_fpn_15e_digits': 'coco/bbox_mAP',
+    'upernet_r18-scsa_15e_digits': 'mIoU',
+    'resnet18-gsca_15e_digits': 'accuracy/top1',
 }
 
 
@@ -140,9 +140,9 @@ def test_infer_draws_each_image(name, trained, run_tool, digits, tmp_path):
 @pytest.mark.parametrize(
     'name',
     [
-        'faster-rcnn_r18-scsa_fpn_8e_digits',
-        'upernet_r18-scsa_8e_digits',
-        'resnet18-gsca_8e_digits',
+        'faster-rcnn_r18-scsa_fpn_15e_digits',
+        'upernet_r18-scsa_15e_digits',
+        'resnet18-gsca_15e_digits',
     ],
 )
 def test_test_time_augmentation(name, trained, run_tool, tmp_path):
@@ -169,8 +169,8 @@ def test_resume_continues_the_run(run_tool, tmp_path):
 
 
 def test_resume_from_a_named_checkpoint(trained, run_tool, tmp_path):
-    checkpoint = trained('resnet18-gsca_8e_digits')
-    config = DEMO / 'resnet18-gsca_8e_digits.py'
+    checkpoint = trained('resnet18-gsca_15e_digits')
+    config = DEMO / 'resnet18-gsca_15e_digits.py'
     run_tool(
         'train.py', config, '--work-dir', tmp_path, '--resume', checkpoint,
         '--cfg-options', 'train_cfg.max_epochs=2',

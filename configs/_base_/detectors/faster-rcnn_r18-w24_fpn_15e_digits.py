@@ -1,7 +1,7 @@
 _base_ = [
     'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
     '../datasets/digits_detection.py',
-    '../schedules/adamw_8e.py',
+    '../schedules/adamw_15e.py',
     'mmdet::_base_/default_runtime.py',
 ]
 model = dict(
@@ -28,5 +28,5 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
-default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=4))
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=5))
 randomness = dict(seed=0)

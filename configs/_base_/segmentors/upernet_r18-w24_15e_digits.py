@@ -1,7 +1,7 @@
 _base_ = [
     'mmseg::_base_/models/upernet_r50.py',
     '../datasets/digits_segmentation.py',
-    '../schedules/adamw_8e.py',
+    '../schedules/adamw_15e.py',
     'mmseg::_base_/default_runtime.py',
 ]
 norm_cfg = dict(type='BN')
@@ -25,7 +25,7 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=25),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=4),
+    checkpoint=dict(type='CheckpointHook', interval=5),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='SegVisualizationHook'),
 )

@@ -1,7 +1,7 @@
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../datasets/digits_detection.py',
-    '../schedules/adamw_8e.py',
+    '../schedules/adamw_15e.py',
     'mmdet::_base_/default_runtime.py',
 ]
 model = dict(
@@ -22,5 +22,5 @@ model = dict(
         anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),
     ),
 )
-default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=4))
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=5))
 randomness = dict(seed=0)

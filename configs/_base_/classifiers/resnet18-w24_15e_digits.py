@@ -1,6 +1,6 @@
 _base_ = [
     '../datasets/digits_classification.py',
-    '../schedules/adamw_8e.py',
+    '../schedules/adamw_15e.py',
     'mmpretrain::_base_/default_runtime.py',
 ]
 model = dict(
@@ -22,5 +22,5 @@ model = dict(
     ),
 )
 auto_scale_lr = dict(base_batch_size=64)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=4))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=5))
 randomness = dict(seed=0)
