@@ -158,7 +158,7 @@ def test_resume_continues_the_run(run_tool, tmp_path):
     options = ['--cfg-options', *SHORT, 'randomness.deterministic=True']
     run_tool('train.py', RESNET, '--work-dir', resumed, *options)
     options[1] = 'train_cfg.max_epochs=2'
-    # The schedule of both is that of 8 epochs, so only the stop differs.
+    # The schedule of both is that of 15 epochs, so only the stop differs.
     run_tool('train.py', RESNET, '--work-dir', resumed, '--resume', *options)
     run_tool('train.py', RESNET, '--work-dir', straight, *options)
     log = sorted(resumed.glob('*/*.log'))[-1].read_text()
