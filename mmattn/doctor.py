@@ -106,12 +106,6 @@ MMPRETRAIN = Component(
 FRAMEWORKS = (MMDET, MMSEG, MMPRETRAIN)
 OPTIONAL = (
     Component('scikit-learn', 'sklearn', 'scikit-learn', use='the demo data'),
-    Component(
-        'faster-coco-eval',
-        'faster_coco_eval',
-        'faster-coco-eval',
-        use='faster COCO evaluation',
-    ),
 )
 #: What is imported, in this order: each after those it stands on.
 IMPORTED = (

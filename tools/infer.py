@@ -4,16 +4,18 @@
 import argparse
 from pathlib import Path
 
+import cv2
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import nn
 from tqdm import tqdm
 
 from mmattn.engine import one_line_errors
+from mmattn.errors import ConfigError
 from mmattn.visualization import ResultDrawer
 
 SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
@@ -55,10 +57,13 @@ def find_images(paths: list[str]) -> list[Path]:
 
     Raises:
         FileNotFoundError: If a path does not exist or a folder has no image.
+        ConfigError: If a file is no image.
     """
     images = []
     for path in map(Path, paths):
         if path.is_file():
+            if not cv2.haveImageReader(str(path)):
+                raise ConfigError(f'{path} is no readable image')
             images.append(path)
             continue
         found = [p for p in path.glob('*') if p.suffix.lower() in SUFFIXES]
@@ -71,8 +76,8 @@ def find_images(paths: list[str]) -> list[Path]:
 def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     """Build the config's model with a checkpoint's weights, for inference.
 
-    Its ``dataset_meta`` holds the class names, and colours if there are any,
-    with which it was trained.
+    Its ``dataset_meta`` holds the class names and colours: those with which
+    it was trained, where the checkpoint says, else those of the test data.
     """
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     cfg.model.pop('pretrained', None)
@@ -81,18 +86,27 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     if '://' not in checkpoint and not Path(checkpoint).is_file():
         raise FileNotFoundError(f'no checkpoint {checkpoint}')
     state = load_checkpoint(model, checkpoint, map_location='cpu')
-    model.dataset_meta = state.get('meta', {}).get('dataset_meta', {})
+    data = innermost_dataset(cfg)
+    model.dataset_meta = {
+        **getattr(DATASETS.get(data.type), 'METAINFO', {}),
+        **data.get('metainfo', {}),
+        **state.get('meta', {}).get('dataset_meta', {}),
+    }
     return model.to(device).eval()
+
+
+def innermost_dataset(cfg: Config) -> ConfigDict:
+    """Return the config of the test data set without its wrappers."""
+    data = cfg.test_dataloader.dataset
+    while 'dataset' in data:
+        data = data.dataset
+    return data
 
 
 def build_pipeline(cfg: Config) -> Compose:
     """Return the test pipeline without the steps that read ground truth."""
-    data = cfg.test_dataloader.dataset
-    while 'dataset' in data:
-        data = data.dataset
-    return Compose(
-        [step for step in data.pipeline if 'Annotations' not in step.type]
-    )
+    steps = innermost_dataset(cfg).pipeline
+    return Compose([step for step in steps if 'Annotations' not in step.type])
 
 
 def main() -> None:

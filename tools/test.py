@@ -2,9 +2,11 @@
 """Evaluate a checkpoint on the test split of its config."""
 
 import argparse
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.evaluator import DumpResults
 
@@ -59,7 +61,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def augment_tests(cfg: Config) -> None:
-    """Wrap the model so that it averages over augmented images."""
+    """Wrap the model so that it averages over augmented images.
+
+    Raises:
+        ConfigError: If the framework cannot average this model's results.
+    """
+    wrapper = cfg.get('tta_model') or TTA_MODELS.get(cfg.default_scope)
+    if wrapper is None:
+        raise ConfigError(
+            f'--tta: the config has no tta_model, and there is no default '
+            f'for default_scope={cfg.default_scope!r}'
+        )
+    if 'mask_head' in (cfg.model.get('roi_head') or {}):
+        raise ConfigError('--tta: mmdet averages boxes, but not masks')
     data = cfg.test_dataloader.dataset
     while 'dataset' in data:
         data = data.dataset
@@ -74,19 +88,36 @@ def augment_tests(cfg: Config) -> None:
             dict(type='TestTimeAug', transforms=[flips, [pack]]),
         ]
     data.pipeline = cfg.tta_pipeline
-    wrapper = cfg.get('tta_model', TTA_MODELS.get(cfg.default_scope))
     cfg.model = ConfigDict(**wrapper, module=cfg.model)
+
+
+class DumpLabels(DumpResults):
+    """Saves a segmentor's labels; its logits would fill the memory."""
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keep the labels of a batch, as 16-bit integers."""
+        for sample in data_samples:
+            labels = sample['pred_sem_seg']['data'].to('cpu', torch.int16)
+            self.results.append(
+                {
+                    'img_path': sample['img_path'],
+                    'ori_shape': sample['ori_shape'],
+                    'pred_sem_seg': labels,
+                }
+            )
 
 
 def dump_metric(cfg: Config, path: str) -> DumpResults:
     """Return the metric that saves predictions; masks are saved as RLE."""
     if not path.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {path} must end in .pkl or .pickle')
-    if cfg.default_scope != 'mmdet':
-        return DumpResults(path)
-    from mmdet.evaluation import DumpDetResults
+    if cfg.default_scope == 'mmseg':
+        return DumpLabels(path)
+    if cfg.default_scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults
 
-    return DumpDetResults(path)
+        return DumpDetResults(path)
+    return DumpResults(path)
 
 
 def main() -> None:

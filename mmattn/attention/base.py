@@ -39,6 +39,10 @@ class Attention(BaseModule):
         """Start afresh, whatever a parent's ``init_cfg`` did before."""
         if not self.is_init:
             self.reset_parameters()
+            for module in self.modules():
+                # Starting afresh later they would undo this one's init_cfg.
+                if isinstance(module, Attention) and module is not self:
+                    module.is_init = not module.init_cfg
         super().init_weights()
 
 
@@ -47,5 +51,5 @@ def list_attentions() -> list[str]:
     return sorted(
         f'mmattn.{name}'
         for name, module in MODELS.module_dict.items()
-        if hasattr(module, '_abbr_')
+        if isinstance(module, type) and issubclass(module, Attention)
     )

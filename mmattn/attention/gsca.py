@@ -53,15 +53,25 @@ def similarity_map(x: Tensor, similarity: str, eps: float) -> Tensor:
     if similarity == 'dot':
         return (x * key).sum(2, keepdim=True)
 
-    def standardize(v: Tensor) -> Tensor:
-        mean = v.mean(2, keepdim=True)
-        centred = v - mean
-        variance = centred.square().mean(2, keepdim=True)
-        # Relative to the mean, so that scaling the map changes nothing. The
-        # last term only keeps an all-zero vector from dividing by zero.
-        return centred * (variance + eps * mean.square() + 1e-20).rsqrt()
+    # The floors are relative, so that scaling the map changes nothing: to the
+    # pixel's mean, and for the key to the whole map, since the average of a
+    # centred map vanishes.
+    pixels = standardize(x, eps * x.mean(2, keepdim=True).square())
+    key = standardize(key, eps * x.square().mean((2, 3, 4), keepdim=True))
+    return (pixels * key).mean(2, keepdim=True)
 
-    return (standardize(x) * standardize(key)).mean(2, keepdim=True)
+
+def standardize(x: Tensor, floor: Tensor) -> Tensor:
+    """Give every vector along axis 2 mean 0 and variance 1.
+
+    Args:
+        x: Vectors, ``(B, heads, C / heads, H, W)``.
+        floor: What is added to their variance, broadcastable to ``x``.
+    """
+    centred = x - x.mean(2, keepdim=True)
+    variance = centred.square().mean(2, keepdim=True)
+    # The last term only keeps an all-zero map from dividing by zero.
+    return centred * (variance + floor + 1e-20).rsqrt()
 
 
 @MODELS.register_module()
@@ -83,9 +93,11 @@ class GSCA(Attention):
     1. Half precision is computed in float32.
 
     Differences from the paper: it has no epsilon (a pixel with equal channels
-    is 0/0 there). Here :math:`\epsilon \bar{x}^2` is added to a variance: a
-    constant or all-zero pixel counts as uncorrelated and passes a finite
-    gradient, and the result keeps the correlation's invariance to scale.
+    is 0/0 there). Here :math:`\epsilon \bar{x}_{ij}^2` is added to the
+    variance of a pixel, and :math:`\epsilon` times the map's mean square to
+    that of the key: a constant or all-zero pixel, or a key that vanishes,
+    counts as uncorrelated and passes a finite gradient, and the result keeps
+    the correlation's invariance to scale.
 
     Args:
         in_channels: Width of the map.
@@ -98,8 +110,8 @@ class GSCA(Attention):
             does, or by :math:`\sigma(\rho)`, its ablation.
         similarity: ``'correlation'``, or ``'dot'`` for the unscaled inner
             product of pixel and key, the paper's ablation (its eq. 1).
-        eps: Variance below which, relative to its squared mean, a pixel
-            counts as constant.
+        eps: Variance, relative to the squares above, around which a pixel or
+            the key begins to count as constant.
         init_cfg: Accepted for uniformity; there is nothing to initialise.
 
     Raises:
@@ -153,7 +165,7 @@ class GSCA(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Weight every pixel of every head, ``(B, C, H, W)`` to the same."""
         # Sums of squares of half-precision activations overflow.
-        heads = x.to(torch.promote_types(x.dtype, torch.float32))
+        heads = x if x.dtype == torch.float64 else x.float()
         heads = heads.unflatten(1, (self.num_heads, -1))
         score = similarity_map(heads, self.similarity, self.eps)
         # 1 - sigmoid(s) is sigmoid(-s); the logarithm keeps the gradient of

@@ -8,6 +8,7 @@ module (https://github.com/HZAI-ZJNU/SCSA), against whose recorded outputs the
 tests compare.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,12 @@ GATES = ('sigmoid', 'softmax')
 def _check_gate(gate: str) -> None:
     if gate not in GATES:
         raise ValueError(f'gate={gate!r} must be one of {GATES}')
+
+
+def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    if x.is_meta:  # shapes only; torch has no autocast for them
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _apply_gate(logits: Tensor, gate: str) -> Tensor:
@@ -198,8 +205,14 @@ class PCSA(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
-        pooled = self._pool(x).to(self.norm.weight.dtype)
-        pooled = self.norm(pooled)
+        # Scores are sums over all windows, too coarse in half precision.
+        with _no_autocast(x):
+            logits = self._attend(self._pool(x))
+        return x * _apply_gate(logits, self.gate).to(x.dtype)
+
+    def _attend(self, pooled: Tensor) -> Tensor:
+        """Return one logit a channel, from ``(B, C, H', W')``."""
+        pooled = self.norm(pooled.to(self.norm.weight.dtype))
         heads = (self.num_heads, -1)
         q = self.q(pooled).flatten(2).unflatten(1, heads)  # (B, h, C/h, N)
         k = self.k(pooled).flatten(2).unflatten(1, heads)
@@ -207,10 +220,9 @@ class PCSA(Attention):
         v = self.v(pooled).mean((2, 3)).unflatten(1, heads).unsqueeze(-1)
         scale = q.shape[2] ** -0.5
         attn = (q * scale) @ k.transpose(-2, -1)  # (B, h, C/h, C/h)
-        dtype = torch.promote_types(attn.dtype, torch.float32)
-        attn = self.attn_drop(attn.softmax(-1, dtype=dtype))
-        logits = (attn.to(v.dtype) @ v).flatten(1)[..., None, None]
-        return x * _apply_gate(logits, self.gate).to(x.dtype)
+        attn = attn if attn.dtype == torch.float64 else attn.float()
+        attn = self.attn_drop(attn.softmax(-1))
+        return (attn.to(v.dtype) @ v).flatten(1)[..., None, None]
 
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""

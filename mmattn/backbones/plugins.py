@@ -23,6 +23,7 @@ from mmcv.cnn import build_plugin_layer
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -140,7 +141,7 @@ class PluginBlock:
             name, layer = build_plugin_layer(
                 cfg, postfix=postfix, in_channels=width
             )
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(
                 f'plugin {cfg["type"].__name__} at {position}: {error}'
             ) from error
@@ -169,6 +170,12 @@ class PluginBlock:
             x = getattr(self, name)(x)
         return x
 
+    def _activate(self, x: Tensor, position: str) -> Tensor:
+        if not self.plugin_names[position]:
+            return self.relu(x)
+        # Not in place: a plugin may have saved its output for backward.
+        return F.relu(self._plug(x, position))
+
     def _branch(self, x: Tensor) -> Tensor:
         out = x
         for k in range(1, self.num_convs + 1):
@@ -176,12 +183,10 @@ class PluginBlock:
             out = self._plug(out, f'before_norm{k}')
             out = getattr(self, f'norm{k}')(out)
             if k < self.num_convs:
-                out = self._plug(out, f'before_act{k}')
-                out = self.relu(out)
+                out = self._activate(out, f'before_act{k}')
             out = self._plug(out, f'after_conv{k}')
         identity = x if self.downsample is None else self.downsample(x)
-        # Not in place: a plugin may have saved its output for backward.
-        return out + identity
+        return out + identity  # not in place, as above
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block, ``(B, C, H, W)`` to ``(B, C', H', W')``."""

@@ -19,7 +19,9 @@ def complete_scopes() -> None:
     """
     from mmengine.config.utils import MODULE2PACKAGE
 
-    MODULE2PACKAGE.setdefault('mmattn', 'mmattn')
+    # Named like no distribution, whose location would be site-packages and
+    # not the source tree in an editable install; the module's folder is right.
+    MODULE2PACKAGE.setdefault('mmattn', 'mmattn.version')
     if not _is_distribution('mmsegmentation') and find_spec('mmseg'):
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 

@@ -136,14 +136,14 @@ def _fit_to_cpu(cfg: Config) -> None:
             f'--launcher {cfg.launcher} needs a GPU and there is none; use '
             'tools/dist_train.sh (--launcher pytorch) to run on CPUs'
         )
-    cfg.env_cfg.dist_cfg = dict(backend='gloo')
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
+        broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     # The runner would pass the local rank, which is refused for CPU modules.
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
-    if _replace_sync_norms(cfg.model):
+    if _replace_sync_norms(cfg.model) or cfg.pop('sync_bn', None):
         _note('synchronised batch norm needs GPUs: BN of each process is used')
 
 

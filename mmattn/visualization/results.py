@@ -6,12 +6,11 @@ from pathlib import Path
 
 import mmcv
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import VISUALIZERS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-
-from mmattn.errors import ConfigError
 
 
 class ResultDrawer:
@@ -53,13 +52,8 @@ class ResultDrawer:
         Args:
             sample: Prediction, with ``img_path`` and the ground truth, of any
                 of the frameworks.
-
-        Raises:
-            ConfigError: If the image cannot be read.
         """
         image = mmcv.imread(sample.img_path, channel_order='rgb')
-        if image is None:
-            raise ConfigError(f'{sample.img_path} is not a readable image')
         out_file = self.out_dir / self._name(Path(sample.img_path))
         args = dict(
             name=out_file.stem,
@@ -79,8 +73,11 @@ class ResultDrawer:
         return out_file
 
     def _name(self, path: Path) -> str:
-        # Class folders often hold files of the same names.
+        # Class folders often hold files of the same names, and processes do
+        # not know each other's.
         name = path.stem
+        if get_world_size() > 1:
+            name = f'{path.parent.name}_{name}'
         for parent in path.parents:
             if name not in self.taken:
                 break
@@ -94,7 +91,7 @@ class ShowResultsHook(Hook):
 
     Args:
         drawer: What draws them.
-        limit: Number of images to draw; None draws all.
+        limit: Number of images to draw, in each process; None draws all.
     """
 
     def __init__(self, drawer: ResultDrawer, limit: int | None) -> None:

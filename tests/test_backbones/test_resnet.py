@@ -12,7 +12,7 @@ from mmengine.model import BaseModule, ExponentialMovingAverage
 from mmengine.model.utils import convert_sync_batchnorm
 from torch import nn
 
-from mmattn.attention import SCSA
+from mmattn.attention import Attention
 from mmattn.backbones import ResNet, ResNeXt
 from mmattn.errors import ConfigError
 from mmattn.registry import MODELS
@@ -59,6 +59,24 @@ class Add(BaseModule):
 
     def forward(self, x):
         return x + self.value
+
+
+@MODELS.register_module()
+class Quarter(Attention):
+    """Starts at one quarter."""
+
+    _abbr_ = 'quarter'
+
+    def __init__(self, in_channels, init_cfg=None):
+        super().__init__(init_cfg)
+        self.conv = nn.Conv2d(in_channels, in_channels, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.constant_(self.conv.weight, 0.25)
+
+    def forward(self, x):
+        return self.conv(x)
 
 
 @MODELS.register_module()
@@ -256,7 +274,8 @@ def test_activation_checkpointing_keeps_the_gradients(depth, image):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_plugin_that_saves_its_output_can_be_anywhere(image):
+@pytest.mark.parametrize(('depth', 'position'), EVERY_POSITION)
+def test_plugin_that_saves_its_output_can_be_anywhere(depth, position, image):
     @MODELS.register_module(force=True)
     class Exp(BaseModule):
         def __init__(self, in_channels):
@@ -265,8 +284,8 @@ def test_plugin_that_saves_its_output_can_be_anywhere(image):
         def forward(self, x):
             return (-x.square()).exp()
 
-    plugins = [plugin('Exp', 'after_conv3')]
-    sum(y.sum() for y in ResNet(50, **THIN, plugins=plugins)(image)).backward()
+    ours = ResNet(depth, **THIN, plugins=[plugin('Exp', position)])
+    sum(y.sum() for y in ours(image)).backward()
 
 
 @pytest.mark.parametrize('cls', [ResNet, ResNeXt])
@@ -275,10 +294,14 @@ def test_from_scratch_last_norms_start_at_zero(cls):
     ours = cls(**kwargs, **THIN, plugins=[plugin('SCSA', 'after_conv2')])
     ours.init_weights()
     assert all((block.norm3.weight == 0).all() for block in ours.layer2)
-    # What the backbone's Kaiming initialisation would have made of it.
-    fresh = SCSA(ours.layer2[0].scsa.pcsa.q.in_channels).pcsa.q.weight
-    assert ours.layer2[0].scsa.pcsa.q.weight.abs().max() <= 1
-    assert fresh.abs().max() <= 1
+
+
+@pytest.mark.parametrize('position', BOTTLENECK)
+def test_plugins_keep_their_start(position):
+    ours = ResNet(50, **THIN, plugins=[plugin('Quarter', position)])
+    ours.init_weights()
+    for block in ours.layer3:
+        assert (block.quarter.conv.weight == 0.25).all()
 
 
 def test_zero_init_residual_can_be_switched_off():
@@ -408,6 +431,7 @@ def test_parameter_free_plugins_are_silent(tmp_path, warned):
             ["['stage']", 'stages'],
         ),
         ([plugin('SCSA', 'after_conv2', kernel_sizes=(2,))], ['(2,)', 'SCSA']),
+        ([plugin('SCSA', 'after_conv2', window=7)], ["'window'", 'SCSA']),
         (
             [plugin('SCSA', 'after_conv2'), plugin('SCSA', 'after_conv1')],
             ["'scsa'", 'postfix'],

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import torch
+from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 import mmattn  # noqa: F401 (lets torch read mmengine checkpoints safely)
@@ -70,9 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     if not Path(args.checkpoint).is_file():
         raise SystemExit(f'error: no checkpoint {args.checkpoint}')
-    checkpoint = torch.load(
-        args.checkpoint, map_location='cpu', weights_only=True
-    )
+    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')
     try:
         state_dict = convert(checkpoint.get('state_dict', checkpoint))
     except ValueError as error:

@@ -2,14 +2,19 @@
 # 0.05 at this batch size, divided by 10 after 30, 60 and 90 epochs.
 _base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 model = dict(backbone=dict(type='mmattn.ResNet'))
-loader = dict(
+train_dataloader = dict(
+    batch_size=128,
     persistent_workers=True,
     pin_memory=True,
     collate_fn=dict(type='default_collate'),
 )
-train_dataloader = dict(batch_size=128, **loader)
-val_dataloader = dict(batch_size=128, **loader)
-test_dataloader = dict(batch_size=128, **loader)
+val_dataloader = dict(
+    batch_size=128,
+    persistent_workers=True,
+    pin_memory=True,
+    collate_fn=dict(type='default_collate'),
+)
+test_dataloader = val_dataloader
 default_hooks = dict(
     checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=2)
 )

@@ -21,6 +21,11 @@ model = dict(
         loss=dict(type='CrossEntropyLoss'),
     ),
 )
-auto_scale_lr = dict(base_batch_size=64)
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=5))
+train_cfg = dict(max_epochs=30, val_interval=10)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=50),
+    dict(type='CosineAnnealingLR', T_max=30, convert_to_iter_based=True),
+]
+auto_scale_lr = dict(base_batch_size=32)
+default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=10))
 randomness = dict(seed=0)

@@ -1,5 +1,5 @@
 _base_ = [
-    '../_base_/segmentors/upernet_r18-w24_15e_digits.py',
+    '../_base_/classifiers/resnet18-w24_30e_digits.py',
     '../_base_/attention/none.py',
 ]
 model = dict(backbone=dict(plugins=_base_.plugins))

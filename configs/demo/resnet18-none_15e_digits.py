@@ -1,5 +1,0 @@
-_base_ = [
-    '../_base_/classifiers/resnet18-w24_15e_digits.py',
-    '../_base_/attention/none.py',
-]
-model = dict(backbone=dict(plugins=_base_.plugins))
