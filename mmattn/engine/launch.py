@@ -143,7 +143,8 @@ def _fit_to_cpu(cfg: Config) -> None:
     )
     # The runner would pass the local rank, which is refused for CPU modules.
     cfg.model_wrapper_cfg = dict(wrapper, device_ids=None)
-    if _replace_sync_norms(cfg.model) or cfg.pop('sync_bn', None):
+    replaced = _replace_sync_norms(cfg.model)
+    if cfg.pop('sync_bn', None) or replaced:
         _note('synchronised batch norm needs GPUs: BN of each process is used')
 
 
