@@ -19,7 +19,7 @@ model = dict(
         in_channels=64,
         stacked_convs=2,
         feat_channels=64,
-        anchor_generator=dict(octave_base_scale=2, strides=[8, 16, 32]),
+        anchor_generator=dict(strides=[8, 16, 32]),
     ),
 )
 default_hooks = dict(logger=dict(interval=25), checkpoint=dict(interval=5))
