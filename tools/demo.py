@@ -35,12 +35,13 @@ def latest_run(work_dir: Path) -> Path:
 
 
 def stack_pictures(pictures: list[Path], out: Path, columns: int = 2) -> None:
-    """Join pictures of one size, ground truth beside prediction, in a grid."""
-    images = [cv2.imread(str(path)) for path in pictures]
-    images = [
-        cv2.copyMakeBorder(image, 4, 4, 4, 4, cv2.BORDER_CONSTANT)
-        for image in images
-    ]
+    """Join pictures of one size in a grid, twice as large."""
+    images = []
+    for path in pictures:
+        image = cv2.resize(cv2.imread(str(path)), None, fx=2, fy=2)
+        images.append(
+            cv2.copyMakeBorder(image, 4, 4, 4, 4, cv2.BORDER_CONSTANT)
+        )
     rows = [
         np.hstack(images[i : i + columns])
         for i in range(0, len(images), columns)
