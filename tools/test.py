@@ -13,6 +13,7 @@ from mmengine.evaluator import DumpResults
 from mmattn.engine import (
     add_run_arguments,
     build_runner,
+    leave_processes,
     load_config,
     one_line_errors,
 )
@@ -142,6 +143,7 @@ def main() -> None:
             drawer = ResultDrawer(cfg, meta, args.show_dir, draw_gt=True)
             runner.register_hook(ShowResultsHook(drawer, args.show_limit))
         runner.test()
+        leave_processes()
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from mmattn.engine import (
     add_run_arguments,
     build_runner,
     enable_amp,
+    leave_processes,
     load_config,
     one_line_errors,
 )
@@ -58,6 +59,7 @@ def main() -> None:
             cfg.resume = True
             cfg.load_from = None if args.resume == 'auto' else args.resume
         build_runner(cfg).train()
+        leave_processes()
 
 
 if __name__ == '__main__':

@@ -3,6 +3,7 @@ from .launch import (
     add_run_arguments,
     build_runner,
     enable_amp,
+    leave_processes,
     load_config,
     one_line_errors,
 )
@@ -11,6 +12,7 @@ __all__ = [
     'add_run_arguments',
     'build_runner',
     'enable_amp',
+    'leave_processes',
     'load_config',
     'one_line_errors',
 ]

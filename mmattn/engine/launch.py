@@ -121,6 +121,17 @@ def build_runner(cfg: Config) -> Runner:
     return Runner.from_cfg(cfg)
 
 
+def leave_processes() -> None:
+    """Part from the other processes of a distributed run, at its end.
+
+    A process that ends with its threads of communication running may abort,
+    and torchrun would then call a finished run a failure.
+    """
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def _fit_to_cpu(cfg: Config) -> None:
     """Replace what only a GPU can do by what the CPU does as well."""
     wrapper = cfg.get('optim_wrapper') or {}
