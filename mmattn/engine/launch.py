@@ -27,8 +27,12 @@ def one_line_errors() -> Iterator[None]:
     """Turn errors of the user's input into one line and exit code 1."""
     try:
         yield
-    except (ConfigError, FileNotFoundError) as error:
+    except ConfigError as error:
         raise SystemExit(f'error: {error}') from error
+    except FileNotFoundError as error:
+        raise SystemExit(
+            f'error: {error} (relative paths start at {os.getcwd()})'
+        ) from error
     except KeyError as error:
         # The registry's own message names what it looked for, and where.
         if 'registry' not in str(error):
@@ -83,6 +87,8 @@ def load_config(args: argparse.Namespace) -> Config:
             on this machine.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise FileNotFoundError(f'no config {args.config}')
     try:
         cfg = Config.fromfile(args.config)
     except SyntaxError as error:  # mmengine names neither file nor base
