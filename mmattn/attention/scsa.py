@@ -191,17 +191,20 @@ class PCSA(Attention):
 
     def _pool(self, x: Tensor) -> Tensor:
         """Average over windows, ``(B, C, H, W)`` to ``(B, C, H', W')``."""
-        height, width = x.shape[2:]
         size = self.window_size
         if size is None:
             return x.mean((2, 3), keepdim=True)
-        if height < size or width < size:
-            return F.avg_pool2d(x, (min(size, height), min(size, width)))
+        window = [size, size]
+        for i, axis in enumerate((2, 3)):
+            if x.shape[axis] < size:
+                x = x.mean(axis, keepdim=True)
+                window[i] = 1
         if is_compiling():
             # The shape function of avg_pool2d asks whether the window divides
             # the map, which would tie an exported graph to the answer.
-            return x.unfold(2, size, size).unfold(3, size, size).mean((4, 5))
-        return F.avg_pool2d(x, size)
+            rows = x.unfold(2, window[0], window[0])
+            return rows.unfold(3, window[1], window[1]).mean((4, 5))
+        return F.avg_pool2d(x, window)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
