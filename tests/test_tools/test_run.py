@@ -4,6 +4,7 @@
 import os
 import pickle
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,12 @@ def run(*words, **env):
         timeout=300,
     )
     return result.returncode, result.stdout
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        return str(server.getsockname()[1])
 
 
 def weights(checkpoint):
@@ -355,7 +362,7 @@ def test_two_processes_equal_one_with_the_whole_batch(run_tool, tmp_path):
     run_tool('train.py', RESNET, '--work-dir', one, *options, whole, step)
     code, output = run(
         'bash', ROOT / 'tools/dist_train.sh', RESNET, 2, '--work-dir', two,
-        *options, 'train_dataloader.batch_size=4', step, PORT='29517',
+        *options, 'train_dataloader.batch_size=4', step, PORT=free_port(),
     )  # fmt: skip
     assert code == 0, output[-3000:]
     assert re.search(r'Distributed training: True\s+GPU number: 2', output)
