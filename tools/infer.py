@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -14,7 +14,12 @@ from mmengine.runner import load_checkpoint
 from torch import nn
 from tqdm import tqdm
 
-from mmattn.engine import one_line_errors
+from mmattn.engine import (
+    check_checkpoint,
+    innermost_test_dataset,
+    one_line_errors,
+    read_config,
+)
 from mmattn.errors import ConfigError
 from mmattn.visualization import ResultDrawer
 
@@ -83,10 +88,8 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     cfg.model.pop('pretrained', None)
     cfg.model.backbone.pop('init_cfg', None)
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    if '://' not in checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'no checkpoint {checkpoint}')
     state = load_checkpoint(model, checkpoint, map_location='cpu')
-    data = innermost_dataset(cfg)
+    data = innermost_test_dataset(cfg)
     model.dataset_meta = {
         **getattr(DATASETS.get(data.type), 'METAINFO', {}),
         **data.get('metainfo', {}),
@@ -95,17 +98,9 @@ def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     return model.to(device).eval()
 
 
-def innermost_dataset(cfg: Config) -> ConfigDict:
-    """Return the config of the test data set without its wrappers."""
-    data = cfg.test_dataloader.dataset
-    while 'dataset' in data:
-        data = data.dataset
-    return data
-
-
 def build_pipeline(cfg: Config) -> Compose:
     """Return the test pipeline without the steps that read ground truth."""
-    steps = innermost_dataset(cfg).pipeline
+    steps = innermost_test_dataset(cfg).pipeline
     return Compose([step for step in steps if 'Annotations' not in step.type])
 
 
@@ -114,9 +109,8 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         images = find_images(args.images)
-        cfg = Config.fromfile(args.config)
-        if args.cfg_options is not None:
-            cfg.merge_from_dict(args.cfg_options)
+        check_checkpoint(args.checkpoint)
+        cfg = read_config(args.config, args.cfg_options)
         init_default_scope(cfg.default_scope)
         model = load_model(cfg, args.checkpoint, args.device)
         pipeline = build_pipeline(cfg)

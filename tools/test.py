@@ -4,7 +4,6 @@
 import argparse
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -13,6 +12,8 @@ from mmengine.evaluator import DumpResults
 from mmattn.engine import (
     add_run_arguments,
     build_runner,
+    check_checkpoint,
+    innermost_test_dataset,
     leave_processes,
     load_config,
     one_line_errors,
@@ -75,9 +76,7 @@ def augment_tests(cfg: Config) -> None:
         )
     if 'mask_head' in (cfg.model.get('roi_head') or {}):
         raise ConfigError('--tta: mmdet averages boxes, but not masks')
-    data = cfg.test_dataloader.dataset
-    while 'dataset' in data:
-        data = data.dataset
+    data = innermost_test_dataset(cfg)
     if 'tta_pipeline' not in cfg:
         flips = [dict(type='RandomFlip', prob=p) for p in (0.0, 1.0)]
         pack = deepcopy(data.pipeline[-1])
@@ -125,11 +124,7 @@ def main() -> None:
     """Test."""
     args = parse_args()
     with one_line_errors():
-        if (
-            '://' not in args.checkpoint
-            and not Path(args.checkpoint).is_file()
-        ):
-            raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
+        check_checkpoint(args.checkpoint)
         cfg = load_config(args)
         cfg.load_from = args.checkpoint
         if args.tta:

@@ -2,17 +2,23 @@
 from .launch import (
     add_run_arguments,
     build_runner,
+    check_checkpoint,
     enable_amp,
+    innermost_test_dataset,
     leave_processes,
     load_config,
     one_line_errors,
+    read_config,
 )
 
 __all__ = [
     'add_run_arguments',
     'build_runner',
+    'check_checkpoint',
     'enable_amp',
+    'innermost_test_dataset',
     'leave_processes',
     'load_config',
     'one_line_errors',
+    'read_config',
 ]

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -72,6 +72,43 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def read_config(path: str, options: dict | None = None) -> Config:
+    """Read a config and override settings of it.
+
+    Args:
+        path: The config file.
+        options: Settings by dotted key, as ``--cfg-options`` gives them.
+
+    Raises:
+        FileNotFoundError: If the file, or a base of it, does not exist.
+        ConfigError: If the file is no Python.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no config {path}')
+    try:
+        cfg = Config.fromfile(path)
+    except SyntaxError as error:  # mmengine names neither file nor base
+        raise ConfigError(
+            f'{path} or a base of it has a syntax error: {error}'
+        ) from error
+    cfg.merge_from_dict(options or {})
+    return cfg
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise FileNotFoundError unless a checkpoint is a file or a URL."""
+    if '://' not in path and not Path(path).is_file():
+        raise FileNotFoundError(f'no checkpoint {path}')
+
+
+def innermost_test_dataset(cfg: Config) -> ConfigDict:
+    """Return the config of the test data set without its wrappers."""
+    data = cfg.test_dataloader.dataset
+    while 'dataset' in data:
+        data = data.dataset
+    return data
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the config and apply the shared arguments to it.
 
@@ -87,16 +124,7 @@ def load_config(args: argparse.Namespace) -> Config:
             on this machine.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(f'no config {args.config}')
-    try:
-        cfg = Config.fromfile(args.config)
-    except SyntaxError as error:  # mmengine names neither file nor base
-        raise ConfigError(
-            f'{args.config} or a base of it has a syntax error: {error}'
-        ) from error
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
+    cfg = read_config(args.config, args.cfg_options)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
