@@ -1,10 +1,57 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
-"""The base class of attention modules."""
+"""The base class of attention modules, and what several of them share."""
 
+import contextlib
+
+import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn.registry import MODELS
+
+
+def check_positive(**sizes: int) -> None:
+    """Refuse a size below one.
+
+    Raises:
+        ValueError: For the first such argument, by its name.
+    """
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f'{name}={size} must be at least 1')
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Return half precision as float32, anything else as it is."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return x.float() if half else x
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context in which ``x`` keeps its precision."""
+    if x.is_meta:  # shapes only; torch has no autocast for them
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def normalize(norm: nn.Module, x: Tensor) -> Tensor:
+    """Apply a norm in the precision of its weights, whatever ``x`` holds.
+
+    One value a channel (one image, pooled to one pixel) has no batch
+    statistics, for which torch raises; the running ones take their place.
+
+    Args:
+        norm: A norm with weights.
+        x: What it takes, in any precision.
+    """
+    x = x.to(norm.weight.dtype)
+    single = x.numel() == x.shape[1]
+    if single and norm.training and isinstance(norm, _BatchNorm):
+        mean, var = norm.running_mean, norm.running_var
+        return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
+    return norm(x)
 
 
 def _reset_children(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmattn.registry import MODELS
 
-from .base import Attention
+from .base import Attention, check_positive, upcast
 
 SIMILARITIES = ('correlation', 'dot')
 
@@ -135,12 +135,9 @@ class GSCA(Attention):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if in_channels < 1:
-            raise ValueError(f'in_channels={in_channels} must be at least 1')
-        if channels_per_head < 1:
-            raise ValueError(
-                f'channels_per_head={channels_per_head} must be at least 1'
-            )
+        check_positive(
+            in_channels=in_channels, channels_per_head=channels_per_head
+        )
         if num_heads is None:
             num_heads = default_num_heads(in_channels, channels_per_head)
         if num_heads < 1 or in_channels % num_heads:
@@ -165,8 +162,7 @@ class GSCA(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Weight every pixel of every head, ``(B, C, H, W)`` to the same."""
         # Sums of squares of half-precision activations overflow.
-        heads = x if x.dtype == torch.float64 else x.float()
-        heads = heads.unflatten(1, (self.num_heads, -1))
+        heads = upcast(x).unflatten(1, (self.num_heads, -1))
         score = similarity_map(heads, self.similarity, self.eps)
         # 1 - sigmoid(s) is sigmoid(-s); the logarithm keeps the gradient of
         # any exponent finite where the sigmoid underflows.

@@ -8,7 +8,6 @@ module (https://github.com/HZAI-ZJNU/SCSA), against whose recorded outputs the
 tests compare.
 """
 
-import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +17,13 @@ from torch import Tensor, nn
 from mmattn.compat.compiling import is_compiling
 from mmattn.registry import MODELS
 
-from .base import Attention
+from .base import (
+    Attention,
+    check_positive,
+    no_autocast,
+    normalize,
+    upcast,
+)
 
 GATES = ('sigmoid', 'softmax')
 
@@ -26,12 +31,6 @@ GATES = ('sigmoid', 'softmax')
 def _check_gate(gate: str) -> None:
     if gate not in GATES:
         raise ValueError(f'gate={gate!r} must be one of {GATES}')
-
-
-def _no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
-    if x.is_meta:  # shapes only; torch has no autocast for them
-        return contextlib.nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def _apply_gate(logits: Tensor, gate: str) -> Tensor:
@@ -104,8 +103,7 @@ class SMSA(Attention):
         """Return the gate of one direction, ``(B, C, L)`` to the same."""
         parts = sequence.chunk(len(self.convs), dim=1)
         out = torch.cat([f(p) for f, p in zip(self.convs, parts)], dim=1)
-        # Under autocast the convolutions return half precision.
-        return _apply_gate(norm(out.to(norm.weight.dtype)), self.gate)
+        return _apply_gate(normalize(norm, out), self.gate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
@@ -164,12 +162,9 @@ class PCSA(Attention):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        if in_channels < 1:
-            raise ValueError(f'in_channels={in_channels} must be at least 1')
-        if window_size is not None and window_size < 1:
-            raise ValueError(
-                f'window_size={window_size} must be None or at least 1'
-            )
+        check_positive(in_channels=in_channels)
+        if window_size is not None:
+            check_positive(window_size=window_size)
         if num_heads < 1 or in_channels % num_heads:
             raise ValueError(
                 f'num_heads={num_heads} must divide in_channels={in_channels}'
@@ -209,13 +204,13 @@ class PCSA(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
         # Scores are sums over all windows, too coarse in half precision.
-        with _no_autocast(x):
+        with no_autocast(x):
             logits = self._attend(self._pool(x))
         return x * _apply_gate(logits, self.gate).to(x.dtype)
 
     def _attend(self, pooled: Tensor) -> Tensor:
         """Return one logit a channel, from ``(B, C, H', W')``."""
-        pooled = self.norm(pooled.to(self.norm.weight.dtype))
+        pooled = normalize(self.norm, pooled)
         heads = (self.num_heads, -1)
         q = self.q(pooled).flatten(2).unflatten(1, heads)  # (B, h, C/h, N)
         k = self.k(pooled).flatten(2).unflatten(1, heads)
@@ -223,8 +218,7 @@ class PCSA(Attention):
         v = self.v(pooled).mean((2, 3)).unflatten(1, heads).unsqueeze(-1)
         scale = q.shape[2] ** -0.5
         attn = (q * scale) @ k.transpose(-2, -1)  # (B, h, C/h, C/h)
-        attn = attn if attn.dtype == torch.float64 else attn.float()
-        attn = self.attn_drop(attn.softmax(-1))
+        attn = self.attn_drop(upcast(attn).softmax(-1))
         return (attn.to(v.dtype) @ v).flatten(1)[..., None, None]
 
     def extra_repr(self) -> str:
