@@ -26,11 +26,37 @@ from .base import (
 )
 
 GATES = ('sigmoid', 'softmax')
+NORMS = ('group', 'batch', 'layer', None)
+SCALES = ('channels', 'pixels')
 
 
-def _check_gate(gate: str) -> None:
-    if gate not in GATES:
-        raise ValueError(f'gate={gate!r} must be one of {GATES}')
+def _check_choice(choices: tuple, **argument: str | None) -> None:
+    ((name, value),) = argument.items()
+    if value not in choices:
+        raise ValueError(f'{name}={value!r} must be one of {choices}')
+
+
+class ChannelLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position of ``(B, C, L)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, ``(B, C, L)`` to the same."""
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def _make_norm(norm: str | None, groups: int, channels: int) -> nn.Module:
+    if norm == 'group':
+        return nn.GroupNorm(groups, channels)
+    if norm == 'batch':
+        return nn.BatchNorm1d(channels)
+    return ChannelLayerNorm(channels) if norm == 'layer' else None
+
+
+def _make_convs(kernel_sizes: Sequence[int], width: int) -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.Conv1d(width, width, k, padding=k // 2, groups=width)
+        for k in kernel_sizes
+    )
 
 
 def _apply_gate(logits: Tensor, gate: str) -> Tensor:
@@ -62,6 +88,12 @@ class SMSA(Attention):
         in_channels: Width of the map, divisible by the number of kernels.
         kernel_sizes: Odd kernel sizes, one a group.
         gate: ``'sigmoid'``, or ``'softmax'`` over channels (official option).
+        norm: ``'group'``; ``'batch'``, ``'layer'`` (over the channels of each
+            position) or None are ablations.
+        norm_first: Whether the norms stand before the convolutions, an
+            ablation ("GN prior").
+        shared: Whether both directions have the same convolutions; False is
+            an ablation.
         init_cfg: mmengine initialisation, applied after the module's own.
 
     Raises:
@@ -76,6 +108,9 @@ class SMSA(Attention):
         in_channels: int,
         kernel_sizes: Sequence[int] = (3, 5, 7, 9),
         gate: str = 'sigmoid',
+        norm: str | None = 'group',
+        norm_first: bool = False,
+        shared: bool = True,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -89,31 +124,39 @@ class SMSA(Attention):
                 f'in_channels={in_channels} must be a positive multiple of '
                 f'the number of kernel_sizes, {groups}'
             )
-        _check_gate(gate)
-        width = in_channels // groups
+        _check_choice(GATES, gate=gate)
+        _check_choice(NORMS, norm=norm)
         self.gate = gate
-        self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, k, padding=k // 2, groups=width)
-            for k in kernel_sizes
-        )
-        self.norm_h = nn.GroupNorm(groups, in_channels)
-        self.norm_w = nn.GroupNorm(groups, in_channels)
+        self.norm_first = norm_first
+        width = in_channels // groups
+        self.convs = _make_convs(kernel_sizes, width)
+        self.convs_w = None if shared else _make_convs(kernel_sizes, width)
+        self.norm_h = _make_norm(norm, groups, in_channels)
+        self.norm_w = _make_norm(norm, groups, in_channels)
 
-    def _weights(self, sequence: Tensor, norm: nn.GroupNorm) -> Tensor:
+    def _weights(
+        self, sequence: Tensor, convs: nn.ModuleList, norm: nn.Module | None
+    ) -> Tensor:
         """Return the gate of one direction, ``(B, C, L)`` to the same."""
-        parts = sequence.chunk(len(self.convs), dim=1)
-        out = torch.cat([f(p) for f, p in zip(self.convs, parts)], dim=1)
-        return _apply_gate(normalize(norm, out), self.gate)
+        if norm is not None and self.norm_first:
+            sequence = normalize(norm, sequence)
+        parts = sequence.chunk(len(convs), dim=1)
+        out = torch.cat([f(p) for f, p in zip(convs, parts)], dim=1)
+        if norm is not None and not self.norm_first:
+            out = normalize(norm, out)
+        return _apply_gate(out, self.gate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
-        gate_h = self._weights(x.mean(3), self.norm_h).unsqueeze(3)
-        gate_w = self._weights(x.mean(2), self.norm_w).unsqueeze(2)
-        return x * gate_h.to(x.dtype) * gate_w.to(x.dtype)
+        convs_w = self.convs if self.convs_w is None else self.convs_w
+        gate_h = self._weights(x.mean(3), self.convs, self.norm_h)
+        gate_w = self._weights(x.mean(2), convs_w, self.norm_w)
+        gate_h, gate_w = gate_h.to(x.dtype), gate_w.to(x.dtype)
+        return x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
 
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""
-        return f'gate={self.gate!r}'
+        return f'gate={self.gate!r}, norm_first={self.norm_first}'
 
 
 @MODELS.register_module()
@@ -143,6 +186,11 @@ class PCSA(Attention):
         attn_drop: Dropout probability on the attention matrix. The official
             ResNet-101 configuration has 0.1, all others 0.
         gate: ``'sigmoid'``, or ``'softmax'`` over channels (official option).
+        scale: What the scores are divided by: the root of the ``'channels'``
+            of a head, or of the number :math:`N` of pooled ``'pixels'``, an
+            ablation.
+        shuffle: Whether to interleave the channels of the heads in the
+            output, an ablation together with several heads.
         init_cfg: mmengine initialisation, applied after the module's own.
 
     Raises:
@@ -159,6 +207,8 @@ class PCSA(Attention):
         num_heads: int = 1,
         attn_drop: float = 0.0,
         gate: str = 'sigmoid',
+        scale: str = 'channels',
+        shuffle: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -171,10 +221,15 @@ class PCSA(Attention):
             )
         if not 0 <= attn_drop < 1:
             raise ValueError(f'attn_drop={attn_drop} must lie in [0, 1)')
-        _check_gate(gate)
+        if shuffle and num_heads == 1:
+            raise ValueError('shuffle=True needs num_heads greater than 1')
+        _check_choice(GATES, gate=gate)
+        _check_choice(SCALES, scale=scale)
         self.window_size = window_size
         self.num_heads = num_heads
         self.gate = gate
+        self.scale = scale
+        self.shuffle = shuffle
         self.norm = nn.GroupNorm(1, in_channels)
         self.q, self.k, self.v = (
             nn.Conv2d(
@@ -206,7 +261,11 @@ class PCSA(Attention):
         # Scores are sums over all windows, too coarse in half precision.
         with no_autocast(x):
             logits = self._attend(self._pool(x))
-        return x * _apply_gate(logits, self.gate).to(x.dtype)
+        out = x * _apply_gate(logits, self.gate).to(x.dtype)
+        if self.shuffle:
+            heads = out.unflatten(1, (self.num_heads, -1))
+            out = heads.transpose(1, 2).flatten(1, 2)
+        return out
 
     def _attend(self, pooled: Tensor) -> Tensor:
         """Return one logit a channel, from ``(B, C, H', W')``."""
@@ -216,7 +275,7 @@ class PCSA(Attention):
         k = self.k(pooled).flatten(2).unflatten(1, heads)
         # The mean over N commutes with the product: C x C by C x 1.
         v = self.v(pooled).mean((2, 3)).unflatten(1, heads).unsqueeze(-1)
-        scale = q.shape[2] ** -0.5
+        scale = q.shape[2 if self.scale == 'channels' else 3] ** -0.5
         attn = (q * scale) @ k.transpose(-2, -1)  # (B, h, C/h, C/h)
         attn = self.attn_drop(upcast(attn).softmax(-1))
         return (attn.to(v.dtype) @ v).flatten(1)[..., None, None]
@@ -225,7 +284,8 @@ class PCSA(Attention):
         """Return the settings that the child modules do not show."""
         return (
             f'window_size={self.window_size}, num_heads={self.num_heads}, '
-            f'gate={self.gate!r}'
+            f'gate={self.gate!r}, scale={self.scale!r}, '
+            f'shuffle={self.shuffle}'
         )
 
 
@@ -251,6 +311,13 @@ class SCSA(Attention):
         num_heads: See :class:`PCSA`.
         attn_drop: See :class:`PCSA`.
         gate: See both.
+        norm: See :class:`SMSA`, as the next two.
+        norm_first: An ablation.
+        shared: An ablation.
+        scale: See :class:`PCSA`, as the next.
+        shuffle: An ablation.
+        channel_first: Whether the order is the reverse, an ablation ("PCSA
+            prior"): :math:`\mathrm{SMSA}(\mathrm{PCSA}(x))`.
         init_cfg: mmengine initialisation, applied after the module's own.
 
     Raises:
@@ -268,12 +335,35 @@ class SCSA(Attention):
         num_heads: int = 1,
         attn_drop: float = 0.0,
         gate: str = 'sigmoid',
+        norm: str | None = 'group',
+        norm_first: bool = False,
+        shared: bool = True,
+        scale: str = 'channels',
+        shuffle: bool = False,
+        channel_first: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.smsa = SMSA(in_channels, kernel_sizes, gate)
-        self.pcsa = PCSA(in_channels, window_size, num_heads, attn_drop, gate)
+        self.smsa = SMSA(
+            in_channels, kernel_sizes, gate, norm, norm_first, shared
+        )
+        self.pcsa = PCSA(
+            in_channels,
+            window_size,
+            num_heads,
+            attn_drop,
+            gate,
+            scale,
+            shuffle,
+        )
+        self.channel_first = channel_first
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate ``x``, ``(B, C, H, W)`` to the same shape."""
+        if self.channel_first:
+            return self.smsa(self.pcsa(x))
         return self.pcsa(self.smsa(x))
+
+    def extra_repr(self) -> str:
+        """Return the setting that the child modules do not show."""
+        return f'channel_first={self.channel_first}'

@@ -1,13 +1,14 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 """Plugins: modules at named positions inside the blocks of a backbone.
 
-The one mechanism by which mmattn's backbones take attention. A block mixes in
-:class:`PluginBlock`, a backbone :class:`PluginBackbone`; the config schema is
-mmdet's::
+The one mechanism by which mmattn's backbones take attention. A framework
+builds the backbone; its blocks then become :class:`PluginBlock` ones, with
+the same attributes and a forward that visits every position. The config
+schema is mmdet's, plus ``blocks``::
 
     plugins=[
         dict(cfg=dict(type='mmattn.SCSA'), position='after_conv2',
-             stages=(False, True, True, True)),
+             stages=(False, True, True, True), blocks=(-1,)),
     ]
 
 Modules become children of the block, named by their ``_abbr_`` (plus
@@ -17,13 +18,13 @@ Modules become children of the block, named by their ``_abbr_`` (plus
 import inspect
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from mmcv.cnn import build_plugin_layer
+from mmcv.cnn import ConvModule, build_plugin_layer
 from mmengine.logging import print_log
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
@@ -31,7 +32,8 @@ from mmattn.attention import list_attentions
 from mmattn.errors import ConfigError
 from mmattn.registry import MODELS
 
-KEYS = ('cfg', 'position', 'stages')
+KEYS = ('cfg', 'position', 'stages', 'blocks')
+NO_ACTIVATION = nn.Identity()
 
 
 def get_plugin_class(name: str | type) -> type:
@@ -56,20 +58,158 @@ def get_plugin_class(name: str | type) -> type:
     return cls
 
 
+class PluginBlock:
+    """Mixin for a backbone's block: plugins at named positions."""
+
+    @classmethod
+    def adopt(cls, block: nn.Module) -> None:
+        """Change the class of a framework's block to this one, in place.
+
+        The frameworks name the classes of their blocks in the middle of
+        their constructors; this way none of that is copied.
+        """
+        block.__class__ = cls
+        block.plugin_names = {position: [] for position in block.widths()}
+
+    def widths(self) -> dict[str, int]:
+        """Return the channels at each position, in order of execution."""
+        raise NotImplementedError
+
+    def add_plugin(self, cfg: Mapping, position: str) -> None:
+        """Build a module and put it behind those at the same position.
+
+        Args:
+            cfg: Its ``type``, arguments and, optionally, ``postfix``.
+            position: A key of :meth:`widths`.
+
+        Raises:
+            ConfigError: If it cannot be built or its name is taken.
+        """
+        cfg = dict(cfg)
+        postfix = cfg.pop('postfix', '')
+        cfg['type'] = get_plugin_class(cfg['type'])
+        try:
+            name, layer = build_plugin_layer(
+                cfg, postfix=postfix, in_channels=self.widths()[position]
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f'plugin {cfg["type"].__name__} at {position}: {error}'
+            ) from error
+        if hasattr(self, name):
+            raise ConfigError(
+                f'two modules of a block would be named {name!r}; give the '
+                f"plugin at {position} a postfix: cfg=dict(..., postfix='_2')"
+            )
+        self.add_module(name, layer)
+        self.plugin_names[position].append(name)
+
+    def plug(self, x: Tensor, position: str) -> Tensor:
+        """Run the plugins of a position, ``(B, C, H, W)`` to the same."""
+        for name in self.plugin_names[position]:
+            x = getattr(self, name)(x)
+        return x
+
+    def checkpointed(self, branch: Callable[[Tensor], Tensor], x: Tensor):
+        """Run a branch; ``with_cp`` trades its memory for a second run."""
+        if self.with_cp and x.requires_grad:
+            return checkpoint(branch, x, use_reentrant=False)
+        return branch(x)
+
+
+class Step(NamedTuple):
+    """A convolution of a block with its norm and activation."""
+
+    conv: nn.Module
+    owner: nn.Module  # the module that has the norm ...
+    norm_name: str | None  # ... under this name
+    act: nn.Module | None  # None if it follows the shortcut addition
+
+    @classmethod
+    def of(cls, module: ConvModule) -> 'Step':
+        """Take an mmcv ``ConvModule`` apart."""
+        act = module.activate if module.with_activation else NO_ACTIVATION
+        return cls(module.conv, module, module.norm_name, act)
+
+
+class ConvPluginBlock(PluginBlock):
+    """Mixin for a block whose main branch is convolutions 1 to n in a row.
+
+    ``after_convK`` follows convolution, norm and activation; ``before_normK``
+    lies between convolution and norm, ``before_actK`` between norm and
+    activation (where the convolution has no activation, both coincide).
+    ``after_block`` follows the shortcut and its activation.
+    """
+
+    def steps(self) -> dict[int, Step]:
+        """Return the convolutions by their number."""
+        raise NotImplementedError
+
+    def block_width(self) -> int:
+        """Return the channels of the block's output."""
+        return list(self.steps().values())[-1].conv.out_channels
+
+    def widths(self) -> dict[str, int]:
+        """Return the channels at each position, in order of execution."""
+        widths = {}
+        for k, step in self.steps().items():
+            width = step.conv.out_channels
+            widths[f'before_norm{k}'] = width
+            if step.act is not None:
+                widths[f'before_act{k}'] = width
+            widths[f'after_conv{k}'] = width
+        return widths | dict(after_block=self.block_width())
+
+    def add_plugin(self, cfg: Mapping, position: str) -> None:
+        """Build a module and put it at a position, see the base class."""
+        super().add_plugin(cfg, position)
+        if position == 'after_block':
+            return
+        step = self.steps()[int(position[-1])]
+        if position.startswith('before_act') and hasattr(step.act, 'inplace'):
+            # The plugin may have saved its output for backward.
+            step.act.inplace = False
+        if position.startswith('before_norm'):
+            _register_first(step.owner, step.norm_name)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """Run the convolutions, ``(B, C, H, W)`` to ``(B, C', H', W')``."""
+        for k, (conv, owner, norm_name, act) in self.steps().items():
+            x = self.plug(conv(x), f'before_norm{k}')
+            if norm_name is not None:
+                x = getattr(owner, norm_name)(x)
+            if act is not None:
+                x = act(self.plug(x, f'before_act{k}'))
+            x = self.plug(x, f'after_conv{k}')
+        return x
+
+
+def _register_first(owner: nn.Module, name: str) -> None:
+    # mmcv's fuse_conv_bn folds a norm into the convolution registered before
+    # it, which is wrong where a plugin stands between the two. A norm
+    # registered before any convolution is left alone.
+    first = {name: owner._modules.pop(name)}
+    rest = dict(owner._modules)
+    owner._modules.clear()
+    owner._modules.update(first | rest)
+
+
 def check_plugins(
-    plugins: Sequence[dict], positions: Sequence[str], num_stages: int
+    plugins: Sequence[dict], stages: Sequence[Sequence[PluginBlock]]
 ) -> None:
     """Refuse plugins that the mechanism would misread or crash on.
 
     Args:
         plugins: The backbone's ``plugins``.
-        positions: Positions that its blocks have.
-        num_stages: Number of stages of the backbone.
+        stages: Its blocks, stage by stage.
 
     Raises:
-        ConfigError: If a key, type, position or ``stages`` is wrong; the
-            message lists what exists.
+        ConfigError: If a key, type, position, ``stages`` or ``blocks`` is
+            wrong; the message lists what exists.
     """
+    # MobileNetV2's first block has fewer.
+    blocks = itertools.chain(*stages)
+    positions = max((list(block.widths()) for block in blocks), key=len)
     for i, plugin in enumerate(plugins):
         where = f'plugins[{i}]'
         if not isinstance(plugin, dict) or not {'cfg', 'position'} <= set(
@@ -77,7 +217,7 @@ def check_plugins(
         ):
             raise ConfigError(
                 f'{where} must be a dict with cfg, position and, optionally, '
-                f'stages, but is {plugin!r}'
+                f'stages and blocks, but is {plugin!r}'
             )
         unknown = sorted(set(plugin) - set(KEYS))
         if unknown:
@@ -92,127 +232,80 @@ def check_plugins(
                 f'{where} has position={plugin["position"]!r}; this backbone '
                 f'has {", ".join(positions)}'
             )
-        stages = plugin.get('stages')
-        if stages is not None and len(stages) != num_stages:
+        wanted = plugin.get('stages')
+        if wanted is not None and len(wanted) != len(stages):
             raise ConfigError(
-                f'{where} has stages={tuple(stages)}; it needs one entry for '
-                f'each of the {num_stages} stages'
+                f'{where} has stages={tuple(wanted)}; it needs one entry for '
+                f'each of the {len(stages)} stages'
             )
+        for j in plugin.get('blocks') or ():
+            sizes = [len(s) for s in _pick(stages, wanted)]
+            if not all(-size <= j < size for size in sizes):
+                raise ConfigError(
+                    f'{where} has blocks={tuple(plugin["blocks"])}; its '
+                    f'stages have {", ".join(map(str, sizes))} blocks'
+                )
 
 
-class PluginBlock:
-    """Mixin for a residual block: its forward visits every plugin position.
+def _pick(stages: Sequence, wanted: Sequence[bool] | None) -> list:
+    return [s for i, s in enumerate(stages) if wanted is None or wanted[i]]
 
-    For blocks with convolutions ``conv1..n``, ``norm1..n``, ``relu``,
-    ``downsample`` and ``with_cp``. ``after_convK`` follows convolution, norm
-    and activation, the last one the norm only, before the shortcut addition;
-    ``before_normK`` lies between convolution and norm, ``before_actK``
-    between norm and activation.
-    """
 
-    num_convs: int
-
-    def __init__(
-        self, *args, plugins: Sequence[dict] | None = None, **kwargs
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.plugin_names = {position: [] for position in self.positions()}
-        for plugin in plugins or ():
-            self._add_plugin(**plugin)
-        self._keep_norms_behind_plugins_unfused()
-
-    @classmethod
-    def positions(cls) -> list[str]:
-        """Return the names of the positions, in order of execution."""
-        positions = []
-        for k in range(1, cls.num_convs + 1):
-            positions.append(f'before_norm{k}')
-            if k < cls.num_convs:  # the last activation follows the addition
-                positions.append(f'before_act{k}')
-            positions.append(f'after_conv{k}')
-        return positions
-
-    def _add_plugin(self, cfg: dict, position: str) -> None:
-        cfg = dict(cfg)
-        postfix = cfg.pop('postfix', '')
-        cfg['type'] = get_plugin_class(cfg['type'])
-        width = getattr(self, f'conv{position[-1]}').out_channels
-        try:
-            name, layer = build_plugin_layer(
-                cfg, postfix=postfix, in_channels=width
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(
-                f'plugin {cfg["type"].__name__} at {position}: {error}'
-            ) from error
-        if hasattr(self, name):
-            raise ConfigError(
-                f'two modules of a block would be named {name!r}; give the '
-                f"plugin at {position} a postfix: cfg=dict(..., postfix='_2')"
-            )
-        self.add_module(name, layer)
-        self.plugin_names[position].append(name)
-
-    def _keep_norms_behind_plugins_unfused(self) -> None:
-        # mmcv's fuse_conv_bn folds a norm into the convolution registered
-        # before it, which is wrong where a plugin stands between the two. A
-        # norm registered before any convolution is left alone.
-        for k in range(1, self.num_convs + 1):
-            if self.plugin_names[f'before_norm{k}']:
-                name = getattr(self, f'norm{k}_name')
-                first = {name: self._modules.pop(name)}
-                rest = dict(self._modules)
-                self._modules.clear()
-                self._modules.update(first | rest)
-
-    def _plug(self, x: Tensor, position: str) -> Tensor:
-        for name in self.plugin_names[position]:
-            x = getattr(self, name)(x)
-        return x
-
-    def _activate(self, x: Tensor, position: str) -> Tensor:
-        if not self.plugin_names[position]:
-            return self.relu(x)
-        # Not in place: a plugin may have saved its output for backward.
-        return F.relu(self._plug(x, position))
-
-    def _branch(self, x: Tensor) -> Tensor:
-        out = x
-        for k in range(1, self.num_convs + 1):
-            out = getattr(self, f'conv{k}')(out)
-            out = self._plug(out, f'before_norm{k}')
-            out = getattr(self, f'norm{k}')(out)
-            if k < self.num_convs:
-                out = self._activate(out, f'before_act{k}')
-            out = self._plug(out, f'after_conv{k}')
-        identity = x if self.downsample is None else self.downsample(x)
-        return out + identity  # not in place, as above
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the block, ``(B, C, H, W)`` to ``(B, C', H', W')``."""
-        if self.with_cp and x.requires_grad:
-            out = checkpoint(self._branch, x, use_reentrant=False)
-        else:
-            out = self._branch(x)
-        return self.relu(out)
+def _at(stage: Sequence, indices: Sequence[int]) -> list:
+    return [b for i, b in enumerate(stage) if {i, i - len(stage)} & {*indices}]
 
 
 class PluginBackbone:
-    """Mixin for a backbone of plugin blocks: three silent traps warn.
+    """Mixin for a backbone with plugins in its blocks; silent traps warn.
 
     A checkpoint without the plugins' keys, randomly initialised plugins that
     are frozen, and batch norms inside plugins under ``norm_eval`` each give
     one line that names the parameters.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
+    #: The classes that the framework's blocks change to.
+    block_classes: Mapping[type, type[PluginBlock]]
+
+    def __init__(
+        self,
+        *args,
+        plugins: Sequence[dict] | None = None,
+        pretrained: str | None = None,
+        init_cfg: dict | list[dict] | None = None,
+        **kwargs,
+    ) -> None:
+        if pretrained is not None:  # mmseg writes it into the backbone
+            if init_cfg is not None:
+                raise ConfigError('give the backbone init_cfg or pretrained')
+            init_cfg = dict(type='Pretrained', checkpoint=pretrained)
+        if init_cfg is not None:  # else the framework's own default
+            kwargs['init_cfg'] = init_cfg
         super().__init__(*args, **kwargs)
+        stages = [list(stage) for stage in self.plugin_stages()]
+        for block in itertools.chain(*stages):
+            self.block_classes[type(block)].adopt(block)
+        check_plugins(plugins or (), stages)
+        for plugin in plugins or ():
+            self._insert(plugin, stages)
+        self._freeze_stages()
         #: Names of plugin weights and buffers that no checkpoint has set.
         self.fresh_plugin_state = {
             f'{name}.{key}'
             for name, plugin in self.named_plugins()
             for key in plugin.state_dict()
         }
+
+    def plugin_stages(self) -> list[Sequence[nn.Module]]:
+        """Return the blocks of each stage."""
+        raise NotImplementedError
+
+    def _insert(self, plugin: dict, stages: list[list[PluginBlock]]) -> None:
+        position, chosen = plugin['position'], plugin.get('blocks')
+        for stage in _pick(stages, plugin.get('stages')):
+            for block in stage if chosen is None else _at(stage, chosen):
+                # MobileNetV2's first block has no conv1.
+                if position in block.plugin_names:
+                    block.add_plugin(plugin['cfg'], position)
 
     def named_plugins(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield every plugin with its name, as ``named_modules`` does."""
@@ -229,6 +322,13 @@ class PluginBackbone:
     def init_weights(self) -> None:
         """Initialise, then warn of what would silently stay random."""
         super().init_weights()
+        for name, plugin in self.named_plugins():
+            # mmengine's recursion ends at plain nn.Sequential stages.
+            fresh = any(
+                key.startswith(f'{name}.') for key in self.fresh_plugin_state
+            )
+            if fresh and not getattr(plugin, 'is_init', True):
+                plugin.init_weights()
         frozen = [
             name
             for name, parameter in self.named_parameters()

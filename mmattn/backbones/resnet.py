@@ -8,27 +8,55 @@ plugins the same outputs to the bit.
 from collections.abc import Sequence
 
 from mmdet.models.backbones import resnet, resnext
-from torch import nn
+from torch import Tensor, nn
 
 from mmattn.errors import ConfigError
 from mmattn.registry import MODELS
 
-from .plugins import PluginBackbone, PluginBlock, check_plugins
+from .plugins import ConvPluginBlock, PluginBackbone, Step
 
 
-class BasicBlock(PluginBlock, resnet.BasicBlock):
+class ResidualBlock(ConvPluginBlock):
+    """Mixin for a block of ``num_convs`` convolutions and a shortcut."""
+
+    num_convs: int
+
+    def steps(self) -> dict[int, Step]:
+        """Return the convolutions by their number."""
+        return {
+            k: Step(
+                getattr(self, f'conv{k}'),
+                self,
+                getattr(self, f'norm{k}_name'),
+                self.relu if k < self.num_convs else None,
+            )
+            for k in range(1, self.num_convs + 1)
+        }
+
+    def _residual(self, x: Tensor) -> Tensor:
+        out = self.branch(x)
+        identity = x if self.downsample is None else self.downsample(x)
+        return out + identity  # a plugin may have saved either
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block, ``(B, C, H, W)`` to ``(B, C', H', W')``."""
+        out = self.relu(self.checkpointed(self._residual, x))
+        return self.plug(out, 'after_block')
+
+
+class BasicBlock(ResidualBlock, resnet.BasicBlock):
     """The block of ResNet-18 and -34."""
 
     num_convs = 2
 
 
-class Bottleneck(PluginBlock, resnet.Bottleneck):
+class Bottleneck(ResidualBlock, resnet.Bottleneck):
     """The block of ResNet-50 and deeper."""
 
     num_convs = 3
 
 
-class ResNeXtBottleneck(PluginBlock, resnext.Bottleneck):
+class ResNeXtBottleneck(ResidualBlock, resnext.Bottleneck):
     """The bottleneck with a grouped spatial convolution."""
 
     num_convs = 3
@@ -37,14 +65,17 @@ class ResNeXtBottleneck(PluginBlock, resnext.Bottleneck):
 class _PluginResNet(PluginBackbone):
     """What :class:`ResNet` and :class:`ResNeXt` add to mmdet's classes."""
 
+    block_classes = {
+        resnet.BasicBlock: BasicBlock,
+        resnet.Bottleneck: Bottleneck,
+        resnext.Bottleneck: ResNeXtBottleneck,
+    }
+
     def __init__(
         self,
         depth: int,
-        plugins: Sequence[dict] | None = None,
         norm_eval: bool = False,
         contract_dilation: bool = False,
-        pretrained: str | None = None,
-        init_cfg: dict | list[dict] | None = None,
         **kwargs,
     ) -> None:
         if depth not in self.arch_settings:
@@ -52,26 +83,19 @@ class _PluginResNet(PluginBackbone):
                 f'{type(self).__name__} has no depth={depth}; it has '
                 f'{", ".join(map(str, self.arch_settings))}'
             )
-        positions = self.arch_settings[depth][0].positions()
-        check_plugins(plugins or (), positions, kwargs.get('num_stages', 4))
         self.contract_dilation = contract_dilation
-        self._from_scratch = init_cfg is None and pretrained is None
-        super().__init__(
-            depth=depth,
-            plugins=plugins,
-            norm_eval=norm_eval,
-            pretrained=pretrained,
-            init_cfg=init_cfg,
-            **kwargs,
+        self.from_scratch = not (
+            kwargs.get('init_cfg') or kwargs.get('pretrained')
         )
+        super().__init__(depth=depth, norm_eval=norm_eval, **kwargs)
 
-    def make_res_layer(self, block: type, **kwargs) -> nn.Module:
-        """Build a stage, with two settings that mmdet's does not pass on."""
-        if self.zero_init_residual and self._from_scratch:
-            # mmdet compares block classes by identity and so skips ours.
-            last = dict(name=f'norm{block.num_convs}')
-            kwargs['init_cfg'] = dict(type='Constant', val=0, override=last)
-        layer = super().make_res_layer(block=block, **kwargs)
+    def plugin_stages(self) -> list[Sequence[nn.Module]]:
+        """Return the blocks of each stage."""
+        return [getattr(self, name) for name in self.res_layers]
+
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        """Build a stage, with mmseg's ``contract_dilation``."""
+        layer = super().make_res_layer(**kwargs)
         if self.contract_dilation:
             for conv in (layer[0].conv1, layer[0].conv2):
                 half = max(1, conv.dilation[0] // 2)
@@ -91,7 +115,8 @@ class ResNet(_PluginResNet, resnet.ResNet):
         depth: 18, 34, 50, 101 or 152.
         plugins: See :mod:`mmattn.backbones.plugins`. Positions are
             ``before_norm1``, ``before_act1``, ``after_conv1``, ... up to
-            ``after_conv2`` for depths 18 and 34, ``after_conv3`` for others.
+            ``after_conv2`` for depths 18 and 34, ``after_conv3`` for others,
+            and ``after_block``.
         norm_eval: Whether batch norms keep their statistics in training.
             False unless stated, as in mmseg and mmpretrain; mmdet's own
             default is True, and its configs state it.
@@ -107,11 +132,6 @@ class ResNet(_PluginResNet, resnet.ResNet):
         ConfigError: If the depth or a plugin is wrong.
     """
 
-    arch_settings = {
-        depth: (BasicBlock if depth < 50 else Bottleneck, blocks)
-        for depth, (_, blocks) in resnet.ResNet.arch_settings.items()
-    }
-
 
 @MODELS.register_module()
 class ResNeXt(_PluginResNet, resnext.ResNeXt):
@@ -124,7 +144,10 @@ class ResNeXt(_PluginResNet, resnext.ResNeXt):
         kwargs: Arguments of :class:`ResNet`.
     """
 
-    arch_settings = {
-        depth: (ResNeXtBottleneck, blocks)
-        for depth, (_, blocks) in resnext.ResNeXt.arch_settings.items()
-    }
+    def make_res_layer(self, **kwargs) -> nn.Module:
+        """Build a stage; from scratch its residual branches start at zero."""
+        if self.zero_init_residual and self.from_scratch:
+            # mmdet compares block classes by identity and so skips ResNeXt's.
+            last = dict(name='norm3')
+            kwargs['init_cfg'] = dict(type='Constant', val=0, override=last)
+        return super().make_res_layer(**kwargs)
