@@ -27,24 +27,33 @@ def group_norm(x, groups, weight, bias):
     return normal * weight.reshape(shape) + bias.reshape(shape)
 
 
-def expected_smsa(x, state, kernels, gate_of=expit):
+def expected_smsa(x, state, kernels, gate_of=expit, norm=group_norm):
     """Equations 1-7 for one image ``(C, H, W)``, in numpy."""
 
-    def gate(sequence, norm):
+    def convolve(sequence, convs):
         out = []
         for i, part in enumerate(np.split(sequence, len(kernels))):
-            weight, bias = state[f'convs.{i}.weight'], state[f'convs.{i}.bias']
+            weight, bias = (
+                state[f'{convs}.{i}.weight'],
+                state[f'{convs}.{i}.bias'],
+            )
             for row, w, b in zip(part, weight, bias):
                 padded = np.pad(row, kernels[i] // 2)
                 out.append(np.correlate(padded, w[0], 'valid') + b)
-        norms = state[f'{norm}.weight'], state[f'{norm}.bias']
-        return gate_of(group_norm(np.stack(out), len(kernels), *norms))
+        return np.stack(out)
 
-    rows, columns = gate(x.mean(2), 'norm_h'), gate(x.mean(1), 'norm_w')
+    def gate(sequence, direction):
+        unshared = direction == 'w' and 'convs_w.0.weight' in state
+        out = convolve(sequence, 'convs_w' if unshared else 'convs')
+        name = f'norm_{direction}'
+        weights = state.get(f'{name}.weight'), state.get(f'{name}.bias')
+        return gate_of(norm(out, len(kernels), *weights))
+
+    rows, columns = gate(x.mean(2), 'h'), gate(x.mean(1), 'w')
     return x * rows[:, :, None] * columns[:, None, :]
 
 
-def expected_pcsa(x, state, window, heads):
+def expected_pcsa(x, state, window, heads, scale='channels'):
     """Equations 8-12 for one image ``(C, H, W)``, in numpy."""
     c, h, w = x.shape
     kh, kw = min(window, h), min(window, w)
@@ -60,7 +69,8 @@ def expected_pcsa(x, state, window, heads):
     q, k, v = (pooled * state[f'{n}.weight'][:, 0, 0] for n in 'qkv')
     out = []
     for part in np.split(np.arange(c), heads):
-        scores = q[part] @ k[part].T / np.sqrt(c / heads)
+        divisor = c / heads if scale == 'channels' else q.shape[1]
+        scores = q[part] @ k[part].T / np.sqrt(divisor)
         out.append((softmax(scores, axis=1) @ v[part]).mean(1))
     return x * expit(np.concatenate(out))[:, None, None]
 
@@ -90,6 +100,105 @@ def test_smsa_softmax_gate_equals_the_formula():
 
     want = expected_smsa(x[0].numpy(), state, (3, 5, 7, 9), over_channels)
     np.testing.assert_allclose(layer(x)[0].detach().numpy(), want, rtol=1e-9)
+
+
+def layer_norm(x, groups, weight, bias):
+    """Normalise the channels of each position of ``(C, L)``."""
+    normal = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    return normal * weight[:, None] + bias[:, None]
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'norm'),
+    [
+        (dict(norm=None), lambda x, *_: x),
+        (dict(norm='layer'), layer_norm),
+        (dict(shared=False), group_norm),
+    ],
+)
+def test_smsa_ablations_equal_the_formula(kwargs, norm):
+    layer = SMSA(8, **kwargs).double()
+    state = randomise(layer)
+    x = torch.randn(1, 8, 6, 11, dtype=torch.float64)
+    want = expected_smsa(x[0].numpy(), state, (3, 5, 7, 9), norm=norm)
+    np.testing.assert_allclose(layer(x)[0].detach().numpy(), want, rtol=1e-9)
+
+
+def test_smsa_batch_norm_is_over_images_and_positions():
+    layer = SMSA(8, norm='batch').double()
+    state = randomise(layer)
+    x = torch.randn(3, 8, 6, 11, dtype=torch.float64)
+    gates = {}
+    for name, axis in dict(norm_h=3, norm_w=2).items():
+        parts = x.mean(axis).chunk(4, dim=1)
+        out = [f(p) for f, p in zip(layer.convs, parts)]
+        out = torch.cat(out, dim=1).detach().numpy()
+        mean = out.mean((0, 2), keepdims=True)
+        std = np.sqrt(out.var((0, 2), keepdims=True) + 1e-5)
+        weight = state[f'{name}.weight'][:, None]
+        bias = state[f'{name}.bias'][:, None]
+        gates[name] = expit((out - mean) / std * weight + bias)
+    want = x.numpy() * gates['norm_h'][..., None]
+    want *= gates['norm_w'][:, :, None, :]
+    np.testing.assert_allclose(layer(x).detach().numpy(), want, rtol=1e-9)
+
+
+def test_smsa_norm_first_normalises_what_is_convolved():
+    layer = SMSA(8, norm_first=True).double()
+    state = randomise(layer)
+    x = torch.randn(1, 8, 10, 11, dtype=torch.float64)
+    gates = []
+    for name, axis in dict(h=2, w=1).items():
+        norm = state[f'norm_{name}.weight'], state[f'norm_{name}.bias']
+        sequence = group_norm(x[0].numpy().mean(axis), 4, *norm)
+        rows = []
+        for i, part in enumerate(np.split(sequence, 4)):
+            weight, bias = state[f'convs.{i}.weight'], state[f'convs.{i}.bias']
+            for row, w, b in zip(part, weight[:, 0], bias):
+                rows.append(np.convolve(row, w[::-1], 'same') + b)
+        gates.append(expit(np.stack(rows)))
+    want = x[0].numpy() * gates[0][:, :, None] * gates[1][:, None, :]
+    np.testing.assert_allclose(layer(x)[0].detach().numpy(), want, rtol=1e-9)
+
+
+def test_pcsa_scale_by_pixels_equals_the_formula():
+    layer = PCSA(8, scale='pixels').double()
+    state = randomise(layer)
+    x = torch.randn(1, 8, 14, 23, dtype=torch.float64)
+    want = expected_pcsa(x[0].numpy(), state, 7, 1, scale='pixels')
+    np.testing.assert_allclose(layer(x)[0].detach().numpy(), want, rtol=1e-9)
+
+
+def test_shuffle_interleaves_the_heads():
+    x = torch.randn(1, 8, 9, 9)
+    plain, shuffled = PCSA(8, num_heads=2), PCSA(8, num_heads=2, shuffle=True)
+    shuffled.load_state_dict(plain.state_dict())
+    want = plain(x)[:, [0, 4, 1, 5, 2, 6, 3, 7]]
+    assert torch.equal(shuffled(x), want)
+
+
+def test_channel_first_exchanges_the_two_parts():
+    x = torch.randn(2, 8, 9, 15)
+    layer = SCSA(8, channel_first=True)
+    assert torch.equal(layer(x), layer.smsa(layer.pcsa(x)))
+    assert not torch.equal(layer(x), layer.pcsa(layer.smsa(x)))
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'parameters'),
+    [
+        (dict(norm=None), 12),
+        (dict(norm='batch'), 16),
+        (dict(norm='layer'), 16),
+        (dict(shared=False), 23),  # the paper: 7 more a channel
+        (dict(kernel_sizes=(3,)), 13),
+        (dict(num_heads=4, shuffle=True), 16),
+        (dict(channel_first=True, norm_first=True, scale='pixels'), 16),
+    ],
+)
+def test_ablations_have_their_parameters(kwargs, parameters):
+    layer = SCSA(32, **kwargs)
+    assert sum(p.numel() for p in layer.parameters()) == 32 * parameters
 
 
 @pytest.mark.parametrize('heads', [1, 2, 4])
@@ -187,6 +296,9 @@ def test_autocast_loses_only_the_rounding_of_the_map(dtype):
         (PCSA, dict(in_channels=16, num_heads=3), 'num_heads=3'),
         (PCSA, dict(in_channels=16, attn_drop=1.0), 'attn_drop=1.0'),
         (PCSA, dict(in_channels=16, gate='tanh'), "gate='tanh'"),
+        (PCSA, dict(in_channels=16, scale='width'), "scale='width'"),
+        (PCSA, dict(in_channels=16, shuffle=True), 'shuffle=True'),
+        (SMSA, dict(in_channels=16, norm='instance'), "norm='instance'"),
         (SCSA, dict(in_channels=30), 'in_channels=30'),
     ],
 )
