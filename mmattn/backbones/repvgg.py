@@ -34,9 +34,8 @@ class RepVGGBlock(PluginBlock, repvgg.RepVGGBlock):
         if self.deploy:
             out = self.branch_reparam(x)
         else:
-            out = self.branch_3x3(x) + self.branch_1x1(x)
-            if self.branch_norm is not None:
-                out = out + self.branch_norm(x)
+            identity = 0 if self.branch_norm is None else self.branch_norm(x)
+            out = self.branch_3x3(x) + self.branch_1x1(x) + identity
         # mmpretrain's own block loses its SE layer when deployed.
         return out if self.se_layer is None else self.se_layer(out)
 
@@ -69,6 +68,10 @@ class RepVGG(PluginBackbone, repvgg.RepVGG):
     """
 
     block_classes = {repvgg.RepVGGBlock: RepVGGBlock}
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        RepVGGBlock.adopt(self.stem)  # for its SE layer, when deployed
 
     def plugin_stages(self) -> list[Sequence[nn.Module]]:
         """Return the blocks of each stage."""

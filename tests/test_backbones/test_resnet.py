@@ -7,12 +7,11 @@ import torch
 from mmcv.cnn import fuse_conv_bn
 from mmdet.models.backbones import ResNet as PlainResNet
 from mmdet.models.backbones import ResNeXt as PlainResNeXt
-from mmengine.logging import MMLogger
 from mmengine.model import BaseModule, ExponentialMovingAverage
 from mmengine.model.utils import convert_sync_batchnorm
+from probes import plugin, randomise_norms
 from torch import nn
 
-from mmattn.attention import Attention
 from mmattn.backbones import ResNet, ResNeXt
 from mmattn.errors import ConfigError
 from mmattn.registry import MODELS
@@ -30,98 +29,6 @@ EVERY_POSITION = [
     *((18, position) for position in BASIC),
     *((50, position) for position in BOTTLENECK),
 ]
-
-
-@MODELS.register_module()
-class Recorder(BaseModule):
-    """Returns what it is given and remembers it."""
-
-    _abbr_ = 'recorder'
-
-    def __init__(self, in_channels, init_cfg=None):
-        super().__init__(init_cfg)
-        self.in_channels = in_channels
-
-    def forward(self, x):
-        self.seen = x.detach().clone()
-        return x
-
-
-@MODELS.register_module()
-class Add(BaseModule):
-    """Adds a number."""
-
-    _abbr_ = 'add'
-
-    def __init__(self, in_channels, value, init_cfg=None):
-        super().__init__(init_cfg)
-        self.value = value
-
-    def forward(self, x):
-        return x + self.value
-
-
-@MODELS.register_module()
-class Quarter(Attention):
-    """Starts at one quarter."""
-
-    _abbr_ = 'quarter'
-
-    def __init__(self, in_channels, init_cfg=None):
-        super().__init__(init_cfg)
-        self.conv = nn.Conv2d(in_channels, in_channels, 1)
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        nn.init.constant_(self.conv.weight, 0.25)
-
-    def forward(self, x):
-        return self.conv(x)
-
-
-@MODELS.register_module()
-class NormPlugin(BaseModule):
-    _abbr_ = 'norm_plugin'
-
-    def __init__(self, in_channels, init_cfg=None):
-        super().__init__(init_cfg)
-        self.bn = nn.BatchNorm2d(in_channels)
-
-    def forward(self, x):
-        return self.bn(x)
-
-
-def plugin(name, position, stages=None, **kwargs):
-    cfg = dict(cfg=dict(type=f'mmattn.{name}', **kwargs), position=position)
-    return cfg if stages is None else dict(cfg, stages=stages)
-
-
-def randomise_norms(module):
-    for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d):
-            nn.init.uniform_(child.weight, 0.5, 1.5)
-            nn.init.normal_(child.bias)
-            nn.init.normal_(child.running_mean)
-            nn.init.uniform_(child.running_var, 0.5, 1.5)
-    return module
-
-
-@pytest.fixture
-def image():
-    return torch.randn(2, 3, 64, 64)
-
-
-@pytest.fixture
-def warned(caplog):
-    """Return mmattn's warnings so far."""
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)
-    yield lambda: [
-        record.getMessage()
-        for record in caplog.records
-        if record.levelname == 'WARNING' and 'plugin' in record.getMessage()
-    ]
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize('training', [True, False])
