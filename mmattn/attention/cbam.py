@@ -1,0 +1,97 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+"""CBAM: Convolutional Block Attention Module.
+
+Woo et al., "CBAM: Convolutional Block Attention Module", ECCV 2018,
+https://arxiv.org/abs/1807.06521. Written from the paper.
+"""
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+from mmattn.registry import MODELS
+
+from .base import Attention, check_positive, normalize
+
+
+@MODELS.register_module()
+class CBAM(Attention):
+    r"""Gate channels first, then pixels, by averages and maxima.
+
+    .. math::
+        x' = x \, \sigma\left(\mathrm{MLP}(\mathrm{mean}_{HW}\, x)
+        + \mathrm{MLP}(\mathrm{max}_{HW}\, x)\right), \qquad
+        y = x' \, \sigma\left(\mathrm{Conv}_{k \times k}
+        [\mathrm{mean}_C\, x'; \, \mathrm{max}_C\, x']\right)
+
+    (eqs. 1-3) with :math:`\mathrm{MLP}(z) = W_2 \, \mathrm{ReLU}(W_1 z)` of
+    hidden width :math:`s = \max(1, \lfloor C / \mathrm{reduction} \rfloor)`.
+    Input and output are ``(B, in_channels, H, W)`` of one dtype, any H, W >=
+    1. It has ``2 * C * s + 2 * kernel_size**2`` parameters, ``C + s`` more
+    with biases, and 2 more with a batch norm.
+
+    The equations have no biases and no norm, and neither has the default. The
+    official code (https://github.com/Jongchan/attention-module) has both:
+    ``bias=True, norm_cfg=dict(type='BN', momentum=0.01)``. It also puts the
+    maximum before the mean, the paper's order and this one: loading its
+    weights needs the two input channels of the convolution swapped.
+
+    Args:
+        in_channels: Width of the map.
+        reduction: How many times narrower the hidden layer is.
+        kernel_size: Odd side of the spatial convolution in pixels.
+        bias: Whether the layers of the MLP have biases.
+        norm_cfg: Norm after the spatial convolution, as mmcv builds it; None
+            for none.
+        init_cfg: mmengine initialisation, applied after the module's own.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    _abbr_ = 'cbam'
+
+    def __init__(
+        self,
+        in_channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        bias: bool = False,
+        norm_cfg: dict | None = None,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        check_positive(in_channels=in_channels, reduction=reduction)
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f'kernel_size={kernel_size} must be odd and positive'
+            )
+        width = max(1, in_channels // reduction)
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=bias)
+        self.conv2 = nn.Conv2d(width, in_channels, 1, bias=bias)
+        self.spatial = nn.Conv2d(
+            2, 1, kernel_size, padding=kernel_size // 2, bias=False
+        )
+        has_norm = norm_cfg is not None
+        self.norm = build_norm_layer(norm_cfg, 1)[1] if has_norm else None
+
+    def _gate_channels(self, x: Tensor) -> Tensor:
+        dtype = self.conv1.weight.dtype
+        mean = x.mean((2, 3), keepdim=True, dtype=dtype)
+        peak = x.amax((2, 3), keepdim=True).to(dtype)
+        mean, peak = (self.conv2(F.relu(self.conv1(z))) for z in (mean, peak))
+        return x * (mean + peak).sigmoid().to(x.dtype)
+
+    def _gate_pixels(self, x: Tensor) -> Tensor:
+        dtype = self.spatial.weight.dtype
+        mean = x.mean(1, keepdim=True, dtype=dtype)
+        peak = x.amax(1, keepdim=True).to(dtype)
+        logits = self.spatial(torch.cat([mean, peak], dim=1))
+        if self.norm is not None:
+            logits = normalize(self.norm, logits)
+        return x * logits.sigmoid().to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate channels, then pixels, ``(B, C, H, W)`` to the same shape."""
+        return self._gate_pixels(self._gate_channels(x))
