@@ -43,10 +43,13 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     statistics, for which torch raises; the running ones take their place.
 
     Args:
-        norm: A norm with weights.
+        norm: A norm, or what a fused one leaves behind.
         x: What it takes, in any precision.
     """
-    x = x.to(norm.weight.dtype)
+    weight = getattr(norm, 'weight', None)
+    if weight is None:  # fused into the convolution before it
+        return norm(x)
+    x = x.to(weight.dtype)
     single = x.numel() == x.shape[1]
     if single and norm.training and isinstance(norm, _BatchNorm):
         mean, var = norm.running_mean, norm.running_var
@@ -54,10 +57,19 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
+def _starts_itself(module: nn.Module) -> bool:
+    """Tell a module such as mmcv's ``ConvModule``, with its own start."""
+    return hasattr(module, 'init_weights') and not isinstance(
+        module, BaseModule
+    )
+
+
 def _reset_children(module: nn.Module) -> None:
     for child in module.children():
         if hasattr(child, 'reset_parameters'):
             child.reset_parameters()
+        elif _starts_itself(child):
+            child.init_weights()
         else:
             _reset_children(child)
 
@@ -87,9 +99,11 @@ class Attention(BaseModule):
         if not self.is_init:
             self.reset_parameters()
             for module in self.modules():
-                # Starting afresh later they would undo this one's init_cfg.
+                # Starting afresh later they would undo this one's start.
                 if isinstance(module, Attention) and module is not self:
                     module.is_init = not module.init_cfg
+                elif _starts_itself(module):
+                    module.is_init = True
         super().init_weights()
 
 

@@ -6,9 +6,10 @@ import pickle
 
 import pytest
 import torch
+from mmcv.cnn import fuse_conv_bn
+from probes import ATTENTIONS
 from torch.utils.checkpoint import checkpoint
 
-from mmattn.attention import list_attentions
 from mmattn.registry import MODELS
 
 WIDTH = 32
@@ -25,7 +26,7 @@ VARIANTS = {
     'mmattn.SCSA+heads': dict(num_heads=4, shuffle=True, scale='pixels'),
 }
 
-pytestmark = pytest.mark.parametrize('name', [*list_attentions(), *VARIANTS])
+pytestmark = pytest.mark.parametrize('name', [*ATTENTIONS, *VARIANTS])
 
 
 def class_of(name):
@@ -171,6 +172,17 @@ def test_exports_with_dynamic_sizes(name):
     ).module()
     for x in (image(), image(15, 34, batch=3), image(14, 14)):
         torch.testing.assert_close(program(x), layer(x))
+
+
+def test_fusing_norms_keeps_the_output(name):
+    layer = build(name).double().eval()
+    for module in layer.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.normal_(module.running_mean)
+    x = image(dtype=torch.float64)
+    want = layer(x)
+    torch.testing.assert_close(fuse_conv_bn(layer)(x), want)
 
 
 def test_rejects_a_width_of_zero(name):
