@@ -6,8 +6,11 @@ from mmengine.model import BaseModule
 from mmpretrain.models import backbones as mmpretrain_backbones
 from torch import nn
 
-from mmattn.attention import Attention
+from mmattn.attention import Attention, list_attentions
 from mmattn.registry import MODELS
+
+#: The package's own, before this file adds to the registry.
+ATTENTIONS = list_attentions()
 
 
 @MODELS.register_module()

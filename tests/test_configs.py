@@ -1,6 +1,7 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 """Every config builds, and the models have the papers' sizes."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
+from mmattn.attention import AAConv2d
 from mmattn.backbones.plugins import PluginBlock
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
@@ -16,11 +18,31 @@ FILES = sorted(
     for path in CONFIGS.rglob('*.py')
     if '_base_' not in path.parts
 )
-PLUGINS = {
-    'none': [],
-    'gsca': ['GSCA'],
-    'scsa': ['SCSA'],
+# What a config's name says it has: the plugins of a block, in order.
+ATTENTIONS = {
+    'none': '',
+    'gsca-se': 'GSCA SE',
+    'gsca-eca': 'GSCA ECA',
+    'gsca-fca': 'GSCA FCA',
+    'gsca': 'GSCA',
+    'scsa-wo-smsa': 'PCSA',
+    'scsa-wo-pcsa': 'SMSA',
+    'scsa': 'SCSA',
+    'se': 'SE',
+    'eca': 'ECA',
+    'fca': 'FCA',
+    'cbam': 'CBAM',
+    'ca': 'CoordAttention',
+    'sa': 'ShuffleAttention',
+    'ema': 'EMA',
+    'ela': 'ELA',
+    'cpca': 'CPCA',
+    'a2': 'DoubleAttention',
+    'gsop': 'GSoP',
+    'aa': '',
 }
+# Attentions that do not stand in every block, and in how many they do.
+SCARCE = {'a2': 5, 'gsop': 4}
 
 # In millions, as printed. GSCA's tables count what is trained, SCSA's all of
 # it, without UperNet's auxiliary head.
@@ -47,11 +69,6 @@ ALL = {
     'none/upernet_r50-none_4xb4-80k_ade20k-512x512.py': 64.10,
     'scsa/upernet_r50-scsa_4xb4-80k_ade20k-512x512.py': 64.16,
     'none/upernet_r101-none_4xb4-80k_ade20k-512x512.py': 83.09,
-    'none/resnet50-none_1xb128_in1k.py': 25.56,
-    'gsca/resnet50-gsca_4xb64-coslr-lbs_in1k.py': 25.56,
-    'scsa/resnet50-scsa_1xb128_in1k.py': 25.62,
-    'none/resnet101-none_1xb128_in1k.py': 44.55,
-    'scsa/resnet101-scsa_1xb128_in1k.py': 44.68,
 }
 
 
@@ -71,9 +88,9 @@ def millions(model, trainable=False):
 
 
 def attention_of(file):
-    """Read the attention from a file name: the r50-scsa part's second word."""
-    part = 0 if file.stem.startswith('resnet') else 1
-    return file.stem.split('_')[part].split('-')[1]
+    """Read the attention from a file name, as in ``faster-rcnn_r50-scsa_``."""
+    names = '|'.join(ATTENTIONS)  # the longer ones first
+    return re.search(f'-({names})(?=[-_])', file.stem)[1]
 
 
 def test_names_are_unique():
@@ -92,23 +109,47 @@ def test_model_has_its_attention_and_the_papers_size(file):
     cfg = Config.fromfile(CONFIGS / file)
     model = build(cfg)
     attention = attention_of(file)
-    assert file.parts[0] in (attention, 'demo')
-    blocks = [m for m in model.modules() if isinstance(m, PluginBlock)]
-    assert blocks
-    for block in blocks:
-        found = [
+    assert file.parts[0] in (attention.split('-')[0], 'demo')
+    found = [
+        [
             type(getattr(block, name)).__name__
             for names in block.plugin_names.values()
             for name in names
         ]
-        assert found == PLUGINS[attention]
+        for block in model.modules()
+        if isinstance(block, PluginBlock) and block is not stem_of(model)
+    ]
+    assert found
+    want = ATTENTIONS[attention].split()
+    if attention in SCARCE:
+        assert found.count(want) == SCARCE[attention]
+        assert found.count([]) == len(found) - SCARCE[attention]
+    else:
+        assert found.count(want) == len(found)
+    augmented = sum(isinstance(m, AAConv2d) for m in model.modules())
+    assert augmented == (len(found) - 3 if attention == 'aa' else 0)
     key = file.as_posix()
     if key in ALL:
         assert ALL[key] == millions(model)
     if key in TRAINABLE:
         assert TRAINABLE[key] == millions(model, trainable=True)
-    if file.stem.startswith('resnet'):  # trained from scratch
+    if cfg.default_scope == 'mmpretrain':  # trained from scratch
         assert not model.backbone.norm_eval
+
+
+def stem_of(model):
+    return getattr(model.backbone, 'stem', None)  # RepVGG's is a block
+
+
+@pytest.mark.parametrize(
+    'file', sorted(CONFIGS.glob('_base_/attention/*.py')), ids=lambda f: f.stem
+)
+def test_every_fragment_has_a_config(file):
+    if file.stem == 'nl':
+        pytest.skip('of the detection tables')
+    used = [f for f in FILES if f"/{file.name}'" in (CONFIGS / f).read_text()]
+    used += (CONFIGS / '_base_/attention').glob('gsca-fca.py')
+    assert used
 
 
 @pytest.mark.parametrize('file', FILES, ids=str)
@@ -130,15 +171,61 @@ def test_schedule_is_the_papers(file):
         assert rate * 16 == pytest.approx(0.01)
         assert cfg.train_cfg.max_iters == 80000
         assert cfg.optim_wrapper.optimizer.weight_decay == 5e-4
-    elif '1xb128' in file.stem:  # SCSA
-        assert rate * 128 == pytest.approx(0.05)
-        assert cfg.train_dataloader.batch_size == 128
-        assert cfg.param_scheduler.milestones == [30, 60, 90]
-    else:  # GSCA: four GPUs with 64 images
-        assert rate * 4 * 64 == pytest.approx(0.1)
-        assert cfg.train_dataloader.batch_size == 64
-        assert cfg.model.head.loss.label_smooth_val == 0.1
-        assert [s.type for s in cfg.param_scheduler] == [
-            'LinearLR',
-            'CosineAnnealingLR',
-        ]
+    else:
+        classifier_schedules(file, cfg, rate)
+
+
+def classifier_schedules(file, cfg, rate):
+    wrapper, schedules = cfg.optim_wrapper, cfg.param_scheduler
+    assert (wrapper.get('type') == 'AmpOptimWrapper') != ('mini' in file.stem)
+    if '1xb' not in file.stem:  # GSCA
+        assert [s.type for s in schedules] == ['LinearLR', 'CosineAnnealingLR']
+        assert schedules[0].end == schedules[1].begin == 5
+        assert schedules[1].end == cfg.train_cfg.max_epochs == 100
+        assert wrapper.optimizer.weight_decay == 1e-4
+        gpus, batch = (2, 50) if 'mini' in file.stem else (4, 64)
+        assert rate * gpus * batch == pytest.approx(0.1)
+        assert cfg.train_dataloader.batch_size == batch
+        smoothing = cfg.model.head.loss.get('label_smooth_val', 0)
+        assert smoothing == (0 if 'mini' in file.stem else 0.1)
+        return
+    backbone = re.match('resnet|mobilenet|repvgg|swin', file.stem)[0]
+    batch, want, epochs = {
+        'resnet': (128, 0.05, 100),
+        'mobilenet': (96, 0.045, 400),
+        'repvgg': (128, 0.05, 120),
+        'swin': (128, 0.000125, 300),
+    }[backbone]
+    assert cfg.train_dataloader.batch_size == batch
+    assert rate * batch == pytest.approx(want)
+    assert cfg.train_cfg.max_epochs == epochs
+    if backbone == 'resnet':
+        assert schedules.milestones == [30, 60, 90]
+    if backbone == 'mobilenet':
+        assert (schedules.step_size, schedules.gamma) == (1, 0.98)
+        assert wrapper.optimizer.weight_decay == 4e-5
+
+
+def test_mobilenet_has_the_papers_heads_in_its_lines():
+    file = 'gsca/mobilenet-v2-gsca_4xb64-coslr-lbs_in1k.py'
+    backbone = build(Config.fromfile(CONFIGS / file)).backbone
+    heads = [
+        {block.gsca.num_heads for block in stage}
+        for stage in backbone.plugin_stages()
+    ]
+    assert heads == [{1}, {1}, {2}, {3}, {4}, {8}, {15}]
+
+
+@pytest.mark.parametrize(
+    ('name', 'heads'),
+    [
+        ('resnet50-gsca', [1, 2, 4, 8]),
+        ('resnext50-32x4d-gsca', [2, 4, 8, 16]),
+        ('shufflenet-v2-1x-gsca', [2, 4, 8]),
+    ],
+)
+def test_stages_have_the_papers_heads(name, heads):
+    file = CONFIGS / f'gsca/{name}_4xb64-coslr-lbs_in1k.py'
+    backbone = build(Config.fromfile(file)).backbone
+    for stage, number in zip(backbone.plugin_stages(), heads):
+        assert {block.gsca.num_heads for block in stage} == {number}

@@ -1,7 +1,6 @@
 _base_ = './resnet50-scsa_1xb128_in1k.py'
-# The official ResNet-101 has dropout on the attention and mixed precision.
+# The official ResNet-101 has dropout on the attention.
 plugins = [
     dict(cfg=dict(type='mmattn.SCSA', attn_drop=0.1), position='after_conv2')
 ]
 model = dict(backbone=dict(depth=101, plugins=plugins))
-optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')

@@ -1,5 +1,6 @@
 # The SCSA paper's recipe: mmpretrain's, on one GPU. 100 epochs, learning rate
-# 0.05 at this batch size, divided by 10 after 30, 60 and 90 epochs.
+# 0.05 at this batch size, divided by 10 after 30, 60 and 90 epochs, mixed
+# precision.
 _base_ = 'mmpretrain::resnet/resnet50_8xb32_in1k.py'
 model = dict(backbone=dict(type='mmattn.ResNet'))
 train_dataloader = dict(
@@ -15,6 +16,7 @@ val_dataloader = dict(
     collate_fn=dict(type='default_collate'),
 )
 test_dataloader = val_dataloader
+optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')
 default_hooks = dict(
     checkpoint=dict(save_best='accuracy/top1', max_keep_ckpts=2)
 )

@@ -12,7 +12,6 @@ model = dict(
     )
 )
 train_dataloader = dict(batch_size=64)
-optim_wrapper = dict(type='AmpOptimWrapper', loss_scale='dynamic')
 param_scheduler = [
     dict(
         type='LinearLR', start_factor=0.01, end=5, convert_to_iter_based=True

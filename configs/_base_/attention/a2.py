@@ -1,0 +1,16 @@
+# Five blocks behind every second block of the stages at 28 and 14 pixels. The
+# GSCA paper quotes the original, which does not say where its five stand.
+plugins = [
+    dict(
+        cfg=dict(type='mmattn.DoubleAttention'),
+        position='after_block',
+        stages=(False, True, False, False),
+        blocks=(1, 3),
+    ),
+    dict(
+        cfg=dict(type='mmattn.DoubleAttention'),
+        position='after_block',
+        stages=(False, False, True, False),
+        blocks=(1, 3, 5),
+    ),
+]

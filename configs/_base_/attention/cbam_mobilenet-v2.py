@@ -1,0 +1,2 @@
+# After the depthwise convolution: the SCSA paper's 4.07M fit only that width.
+plugins = [dict(cfg=dict(type='mmattn.CBAM'), position='after_conv2')]

@@ -1,0 +1,4 @@
+# Before the shortcut addition.
+plugins = [
+    dict(cfg=dict(type='mmattn.ShuffleAttention'), position='after_conv3')
+]

@@ -1,0 +1,2 @@
+_base_ = './resnet50-aa_4xb64-coslr-lbs_in1k.py'
+model = dict(backbone=dict(depth=152))

@@ -1,0 +1,5 @@
+_base_ = [
+    '../_base_/classifiers/resnet50_4xb64-coslr-lbs_in1k.py',
+    '../_base_/attention/fca.py',
+]
+model = dict(backbone=dict(plugins=_base_.plugins))

@@ -1,0 +1,3 @@
+_base_ = './resnet50-gsca_2xb50-coslr_mini-imagenet.py'
+plugins = [dict(cfg=dict(type='mmattn.GSCA'), position='after_conv3')]
+model = dict(backbone=dict(plugins=plugins))

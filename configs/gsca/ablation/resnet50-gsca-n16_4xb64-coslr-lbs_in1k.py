@@ -1,0 +1,8 @@
+_base_ = '../resnet50-gsca_4xb64-coslr-lbs_in1k.py'
+plugins = [
+    dict(
+        cfg=dict(type='mmattn.GSCA', channels_per_head=16, alpha=1.0),
+        position='before_act2',
+    )
+]
+model = dict(backbone=dict(plugins=plugins))

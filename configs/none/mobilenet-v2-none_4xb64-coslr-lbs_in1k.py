@@ -1,0 +1,5 @@
+_base_ = [
+    '../_base_/classifiers/mobilenet-v2_4xb64-coslr-lbs_in1k.py',
+    '../_base_/attention/none.py',
+]
+model = dict(backbone=dict(plugins=_base_.plugins))

@@ -1,0 +1,5 @@
+_base_ = [
+    '../_base_/classifiers/shufflenet-v2-1x_4xb64-coslr-lbs_in1k.py',
+    '../_base_/attention/none.py',
+]
+model = dict(backbone=dict(plugins=_base_.plugins))

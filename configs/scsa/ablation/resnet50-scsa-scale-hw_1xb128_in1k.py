@@ -1,0 +1,5 @@
+_base_ = '../resnet50-scsa_1xb128_in1k.py'
+plugins = [
+    dict(cfg=dict(type='mmattn.SCSA', scale='pixels'), position='after_conv2')
+]
+model = dict(backbone=dict(plugins=plugins))
