@@ -1,6 +1,7 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 """Scopes of config bases (`_base_ = 'mmseg::...'`) that mmengine lacks."""
 
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 
@@ -17,6 +18,7 @@ def complete_scopes() -> None:
     Raises:
         ImportError: mmengine is not installed.
     """
+    from mmengine.config import Config
     from mmengine.config.utils import MODULE2PACKAGE
 
     # Named like no distribution, whose location would be site-packages and
@@ -24,6 +26,25 @@ def complete_scopes() -> None:
     MODULE2PACKAGE.setdefault('mmattn', 'mmattn.version')
     if not _is_distribution('mmsegmentation') and find_spec('mmseg'):
         MODULE2PACKAGE['mmseg'] = 'mmseg'
+    if not hasattr(Config._get_cfg_path, 'unscoped'):
+        Config._get_cfg_path = staticmethod(_without_scope(Config))
+
+
+def _without_scope(config: type) -> Callable:
+    """Wrap mmengine's look-up of a base so that `mmattn::` adds no scope.
+
+    The types of a base found by `mmdet::` are then looked up in mmdet. Those
+    of mmattn's configs belong to the framework that their `default_scope`
+    names, and mmattn's own have its prefix.
+    """
+    look_up = config._get_cfg_path
+
+    def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        path, scope = look_up(cfg_path, filename)
+        return path, None if scope == 'mmattn' else scope
+
+    get_cfg_path.unscoped = True
+    return get_cfg_path
 
 
 def _is_distribution(name: str) -> bool:

@@ -79,3 +79,21 @@ def test_base_of_mmattn(tmp_path):
     config.write_text(f'_base_ = {base!r}')
     (plugin,) = Config.fromfile(config).model.backbone.plugins
     assert plugin.cfg.type == 'mmattn.SCSA'
+
+
+def test_base_of_mmattn_keeps_the_scope_of_its_framework(tmp_path):
+    config = tmp_path / 'config.py'
+    base = 'mmattn::demo/faster-rcnn_r18-scsa_fpn_15e_digits.py'
+    config.write_text(f'_base_ = {base!r}')
+    cfg = Config.fromfile(config)
+    assert cfg.default_scope == 'mmdet'
+    # Else CocoDataset would be looked up in mmattn, and not be found.
+    assert cfg.train_dataloader.dataset.get('_scope_') is None
+    assert cfg.model.get('_scope_') in (None, 'mmdet')
+
+
+def test_base_of_a_framework_keeps_its_scope(tmp_path):
+    config = tmp_path / 'config.py'
+    base = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'
+    config.write_text(f'_base_ = {base!r}')
+    assert Config.fromfile(config).model._scope_ == 'mmdet'
