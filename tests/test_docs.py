@@ -3,7 +3,10 @@
 
 import contextlib
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,12 +39,23 @@ def test_python_example_runs(python_blocks):
     assert '(1, 2048, 7, 7)' in output.getvalue()
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/plugins.md'])
+@pytest.mark.parametrize(
+    'page',
+    ['README.md', *(f'docs/{p.name}' for p in (ROOT / 'docs').glob('*.md'))],
+)
 def test_files_that_the_docs_name_exist(page):
     text = (ROOT / page).read_text()
     named = re.findall(r'(?:configs|tools|docs|requirements)/[\w./-]+\w', text)
     for name in named:
         assert (ROOT / name).exists(), name
+
+
+def test_the_table_of_attentions_is_current():
+    # In a process of its own: other tests add to the registry.
+    command = [sys.executable, ROOT / 'tools/update_readme.py', '--check']
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    result = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_every_demo_has_its_score_in_the_readme():
