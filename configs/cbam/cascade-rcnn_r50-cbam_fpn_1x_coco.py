@@ -1,0 +1,5 @@
+_base_ = [
+    '../_base_/detectors/cascade-rcnn_r50_fpn_1x_coco.py',
+    '../_base_/attention/cbam.py',
+]
+model = dict(backbone=dict(plugins=_base_.plugins))
