@@ -83,3 +83,34 @@ def test_unrelated_errors_keep_their_traceback():
         raise KeyError('something else')
     with pytest.raises(ValueError), launch.one_line_errors():
         raise ValueError('not a ConfigError')
+
+
+RATES = Config(
+    dict(
+        train_dataloader=dict(batch_size=2),
+        optim_wrapper=dict(optimizer=dict(lr=0.02)),
+        auto_scale_lr=dict(enable=True, base_batch_size=16),
+        papers=dict(
+            GSCA=dict(batch_size=8, lr=0.01),
+            SCSA=dict(batch_size=2, lr=0.0025),
+        ),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ('processes', 'line'),
+    [
+        (1, '1 x 2 images a step, learning rate 0.0025 '),
+        (4, '4 x 2 images a step, learning rate 0.01 '),
+    ],
+)
+def test_the_rate_of_a_run_is_said_beside_the_papers(processes, line):
+    papers = '(papers: GSCA 0.01 for 8, SCSA 0.0025 for 2)'
+    assert launch.describe_learning_rate(RATES, processes) == line + papers
+
+
+def test_the_rate_of_a_run_without_scaling_and_papers():
+    cfg = Config({k: RATES[k] for k in ('train_dataloader', 'optim_wrapper')})
+    line = launch.describe_learning_rate(cfg, 4)
+    assert line == '4 x 2 images a step, learning rate 0.02'

@@ -6,10 +6,12 @@ import argparse
 from mmattn.engine import (
     add_run_arguments,
     build_runner,
+    describe_learning_rate,
     enable_amp,
     leave_processes,
     load_config,
     one_line_errors,
+    start_backbone,
 )
 from mmattn.errors import ConfigError
 
@@ -37,6 +39,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='Continue from a checkpoint; without a value from the latest '
         'one in the work dir.',
     )
+    parser.add_argument(
+        '--backbone',
+        metavar='CHECKPOINT',
+        help='Start the backbone from that of a trained model, such as a '
+        "classifier with the same attention, instead of the config's own "
+        'start.',
+    )
     return parser.parse_args(argv)
 
 
@@ -58,7 +67,11 @@ def main() -> None:
         if args.resume is not None:
             cfg.resume = True
             cfg.load_from = None if args.resume == 'auto' else args.resume
-        build_runner(cfg).train()
+        if args.backbone is not None:
+            start_backbone(cfg, args.backbone)
+        runner = build_runner(cfg)
+        runner.logger.info(describe_learning_rate(cfg, runner.world_size))
+        runner.train()
         leave_processes()
 
 

@@ -3,22 +3,26 @@ from .launch import (
     add_run_arguments,
     build_runner,
     check_checkpoint,
+    describe_learning_rate,
     enable_amp,
     innermost_test_dataset,
     leave_processes,
     load_config,
     one_line_errors,
     read_config,
+    start_backbone,
 )
 
 __all__ = [
     'add_run_arguments',
     'build_runner',
     'check_checkpoint',
+    'describe_learning_rate',
     'enable_amp',
     'innermost_test_dataset',
     'leave_processes',
     'load_config',
     'one_line_errors',
     'read_config',
+    'start_backbone',
 ]

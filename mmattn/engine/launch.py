@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.registry import MODELS, RUNNERS, DefaultScope
+from mmengine.runner import CheckpointLoader, Runner
 
 from mmattn.errors import ConfigError
 
@@ -142,6 +142,64 @@ def enable_amp(cfg: Config) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     else:
         _note('--amp needs a GPU and there is none: float32 is used')
+
+
+def start_backbone(cfg: Config, path: str) -> None:
+    """Make the backbone start from that of a trained model.
+
+    Args:
+        cfg: The config, which is changed.
+        path: Checkpoint of a model of any framework with the same backbone,
+            or of the backbone alone.
+
+    Raises:
+        ConfigError: If the checkpoint has no weights of the backbone.
+        FileNotFoundError: If it does not exist.
+    """
+    check_checkpoint(path)
+    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
+    weights = checkpoint.get('state_dict', checkpoint)
+    prefix = 'backbone.'
+    if not any(key.startswith(prefix) for key in weights):
+        prefix = ''
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        wanted = MODELS.build(cfg.model.backbone).state_dict()
+    if not any(prefix + key in weights for key in wanted):
+        raise ConfigError(
+            f'{path} has no weights of the backbone; it has '
+            f'{", ".join(list(weights)[:3])}, ..., wanted are '
+            f'{", ".join(list(wanted)[:3])}, ...'
+        )
+    cfg.model.pop('pretrained', None)  # mmseg's and mmdet's older forms
+    cfg.model.backbone.pop('pretrained', None)
+    cfg.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint=path, prefix=prefix or None
+    )
+
+
+def describe_learning_rate(cfg: Config, processes: int) -> str:
+    """Say in a line which rate a run starts with, beside the papers'.
+
+    Args:
+        cfg: The config. Its ``papers``, if any, hold ``batch_size`` and
+            ``lr`` of each paper.
+        processes: Number of processes, one a GPU.
+    """
+    each = cfg.train_dataloader.batch_size
+    lr = cfg.optim_wrapper.optimizer.lr
+    scale = cfg.get('auto_scale_lr') or {}
+    if scale.get('enable'):
+        lr *= processes * each / scale['base_batch_size']
+    papers = [
+        f'{name} {paper["lr"]:g} for {paper["batch_size"]}'
+        for name, paper in (cfg.get('papers') or {}).items()
+    ]
+    return (
+        f'{processes} x {each} images a step, learning rate {lr:g}'
+        + (' (papers: ' if papers else '')
+        + ', '.join(papers)
+        + (')' if papers else '')
+    )
 
 
 def build_runner(cfg: Config) -> Runner:

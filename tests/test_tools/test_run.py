@@ -376,3 +376,44 @@ def test_two_processes_equal_one_with_the_whole_batch(run_tool, tmp_path):
         torch.testing.assert_close(
             two[key] - before, update, rtol=1e-3, atol=1e-3 * scale + 1e-7
         )
+
+
+@pytest.mark.parametrize('with_model', [True, False])
+def test_backbone_of_a_classifier_starts_a_detector(
+    with_model, trained, run_tool, tmp_path
+):
+    start = trained('resnet18-scsa_30e_digits')
+    want = {
+        key: value
+        for key, value in weights(start).items()
+        if key.startswith('backbone.')
+    }
+    if not with_model:
+        start = tmp_path / 'backbone.pth'
+        torch.save(
+            {k.removeprefix('backbone.'): v for k, v in want.items()}, start
+        )
+    run_tool(
+        'train.py', FASTER, '--work-dir', tmp_path, '--backbone', start,
+        '--cfg-options', *SHORT, 'optim_wrapper.optimizer.lr=0.0',
+        'optim_wrapper.optimizer.weight_decay=0.0',
+    )  # fmt: skip
+    got = weights(tmp_path / 'epoch_1.pth')
+    # All of it, the attention too; only statistics of batches have moved.
+    assert any('.scsa.' in key for key in want)
+    assert {k for k in got if k.startswith('backbone.')} == set(want)
+    for key, value in want.items():
+        if 'running_' not in key and 'num_batches' not in key:
+            assert torch.equal(got[key], value), key
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert 'stay as initialised' not in log
+    assert '1 x 8 images a step, learning rate 0' in log
+
+
+def test_backbone_of_another_kind_is_refused(run_tool, tmp_path):
+    other = tmp_path / 'other.pth'
+    torch.save(dict(state_dict={'encoder.weight': torch.zeros(1)}), other)
+    with pytest.raises(SystemExit) as error:
+        run_tool('train.py', FASTER, '--backbone', other)
+    assert 'has no weights of the backbone' in str(error.value)
+    assert 'encoder.weight' in str(error.value)

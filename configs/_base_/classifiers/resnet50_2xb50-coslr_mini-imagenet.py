@@ -24,3 +24,4 @@ default_hooks = dict(
 )
 auto_scale_lr = dict(base_batch_size=100, enable=True)
 randomness = dict(seed=0)
+papers = dict(GSCA=dict(batch_size=100, lr=0.1))

@@ -24,3 +24,4 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
+papers = dict(_delete_=True, GSCA=dict(batch_size=256, lr=0.1))

@@ -2,3 +2,5 @@ _base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'
 model = dict(backbone=dict(type='mmattn.ResNet'))
 auto_scale_lr = dict(enable=True)
 randomness = dict(seed=0)
+# The GSCA paper does not say its rate for RetinaNet.
+papers = dict(SCSA=dict(batch_size=2, lr=0.00125))

@@ -9,3 +9,4 @@ model = dict(
 )
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 randomness = dict(seed=0)
+papers = dict(SCSA=dict(batch_size=16, lr=0.01))
