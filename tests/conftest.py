@@ -1,6 +1,7 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,14 @@ def load_tool():
 @pytest.fixture(scope='session')
 def official_to_mmattn(load_tool):
     return load_tool('model_converters/scsa_official.py').convert
+
+
+@pytest.fixture
+def run_tool(load_tool, monkeypatch):
+    """Run a script of tools/ in this process with a command line."""
+
+    def run(path, *words):
+        monkeypatch.setattr(sys, 'argv', [path, *map(str, words)])
+        load_tool(path).main()
+
+    return run

@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
@@ -46,28 +45,10 @@ ATTENTIONS = {
 # Attentions that do not stand in every block, and in how many they do.
 SCARCE = {'a2': 5, 'gsop': 4, 'nl': 1}
 
-TABLES = yaml.safe_load((CONFIGS / 'paper-tables.yml').read_text())
-# Classifiers, whose FLOPs need a run, are in test_paper_tables.py.
-SIZES = [
-    (row['config'], row['params'], paper == 'gsca')
-    for paper, table in (('gsca', 5), ('scsa', 3), ('scsa', 5))
-    for row in TABLES[paper][table]
-]
-
 
 def build(cfg):
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         return MODELS.build(cfg.model)
-
-
-def millions(model, trainable=False):
-    counts = [
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if not name.startswith('auxiliary_head.')
-        and (parameter.requires_grad or not trainable)
-    ]
-    return sum(counts) / 1e6
 
 
 def attention_of(file):
@@ -90,7 +71,7 @@ def test_config_is_short(file):
 
 # One test a file: the models are large, and one at a time is enough.
 @pytest.mark.parametrize('file', FILES, ids=str)
-def test_model_has_its_attention_and_the_papers_size(file):
+def test_model_has_its_attention(file):
     cfg = Config.fromfile(CONFIGS / file)
     model = build(cfg)
     attention = attention_of(file)
@@ -113,10 +94,6 @@ def test_model_has_its_attention_and_the_papers_size(file):
         assert found.count(want) == len(found)
     augmented = sum(isinstance(m, AAConv2d) for m in model.modules())
     assert augmented == (len(found) - 3 if attention == 'aa' else 0)
-    for config, printed, trainable in SIZES:
-        if config == file.as_posix():
-            # GSCA counts what is trained, SCSA everything.
-            assert abs(millions(model, trainable) - printed) <= 0.01
     if cfg.default_scope == 'mmpretrain':  # trained from scratch
         assert not model.backbone.norm_eval
 

@@ -1,6 +1,4 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
-import sys
-
 import pytest
 
 
@@ -12,14 +10,3 @@ def digits(load_tool, tmp_path_factory):
         root / 'data' / 'digits', train=8, val=4, cls_train=2, cls_val=1
     )
     return root
-
-
-@pytest.fixture
-def run_tool(load_tool, monkeypatch):
-    """Run a script of tools/ in this process with a command line."""
-
-    def run(path, *words):
-        monkeypatch.setattr(sys, 'argv', [path, *map(str, words)])
-        load_tool(path).main()
-
-    return run
