@@ -75,7 +75,7 @@ def test_model_has_its_attention(file):
     cfg = Config.fromfile(CONFIGS / file)
     model = build(cfg)
     attention = attention_of(file)
-    assert file.parts[0] in (attention.split('-')[0], 'demo')
+    assert file.parts[0] in (attention.split('-')[0], 'demo', 'study')
     found = [
         [
             type(getattr(block, name)).__name__
@@ -117,7 +117,7 @@ def test_schedule_is_the_papers(file):
     assert cfg.auto_scale_lr.enable and cfg.randomness.seed == 0
     # What the runner multiplies the rate by, given the images a step.
     rate = cfg.optim_wrapper.optimizer.lr / cfg.auto_scale_lr.base_batch_size
-    if file.parts[0] == 'demo':
+    if file.parts[0] in ('demo', 'study'):
         assert cfg.auto_scale_lr.base_batch_size == (
             cfg.train_dataloader.batch_size
         )
