@@ -9,7 +9,14 @@ scikit-learn, so nothing is downloaded::
 
 Train and val share no digit image and no background pixel. Every image
 depends on the seed, its split and its number alone, so the same settings
-(and library versions) give the same bytes. Result::
+(and library versions) give the same bytes. Two variants are harder::
+
+    python tools/dataset_converters/digits.py --variant dark
+    python tools/dataset_converters/digits.py --variant tiny
+
+``dark`` is the same scenes in little light, with a camera's noise, ``tiny``
+more and smaller digits; they go to data/digits-dark and data/digits-tiny.
+Result::
 
     OUT/images/{train,val}/000001.png             scenes, 8-bit RGB
     OUT/annotations/instances_{train,val}.json    COCO boxes and masks
@@ -40,14 +47,11 @@ PHOTO_COLUMNS = {
     'flower.jpg': {'train': (0, 384), 'val': (384, 640)},
 }
 CROP_RANGE = (96, 192)  # side of a background crop, photo px
-MAX_DIGITS = 6  # per scene
-DIGIT_RANGE = (20, 56)  # longer side of a digit before it is turned, px
-DIGIT_SHARE = 0.4375  # ... and at most this share of the scene: 56 of 128
+DIGIT_SHARE = 0.4375  # largest digit, of the scene's side: 56 px of 128
 MAX_ANGLE = 12.0  # degrees, either way
 MAX_OVERLAP = 0.05  # of the smaller of two boxes
 MIN_CONTRAST = 45.0  # luminance, of 255, between tint and its surroundings
 ICON_SIZE = 32  # classification image, px
-ICON_DIGIT_RANGE = (20, 28)
 LICENSES = [
     {
         'id': 1,
@@ -65,6 +69,23 @@ LICENSES = [
         'url': 'https://www.flickr.com/photos/vultilion/6056698931/',
     },
 ]
+
+
+class Variant(NamedTuple):
+    """How scenes look."""
+
+    count: tuple[int, int] = (1, 6)  # digits per scene
+    sides: tuple[int, int] = (20, 56)  # of a digit before it is turned, px
+    icon_sides: tuple[int, int] = (20, 28)  # the same for classification
+    light: tuple[float, float] = (1.0, 1.0)  # share of it that is left
+    noise: float = 0.0  # standard deviation, of 255
+
+
+VARIANTS = {
+    'plain': Variant(),
+    'dark': Variant(light=(0.1, 0.4), noise=6.0),
+    'tiny': Variant(count=(6, 16), sides=(8, 20), icon_sides=(8, 12)),
+}
 
 
 class Sources(NamedTuple):
@@ -353,12 +374,29 @@ def pick_tint(around: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.full(3, 255.0 if 255 - light > dark else 0.0, np.float32)
 
 
+def take_light(
+    canvas: np.ndarray, variant: Variant, rng: np.random.Generator
+) -> np.ndarray:
+    """Leave a variant's share of the light and add its noise.
+
+    Args:
+        canvas: (H, W, 3) float32 in 0..255.
+        variant: Look of the scene.
+        rng: Source of randomness; where nothing changes none is drawn.
+    """
+    if (variant.light, variant.noise) == ((1.0, 1.0), 0.0):
+        return canvas
+    noise = rng.normal(0, variant.noise, canvas.shape)
+    return canvas * rng.uniform(*variant.light) + noise
+
+
 def compose_scene(
     sources: Sources,
     digits: np.ndarray,
     split: str,
     size: int,
     sides: tuple[int, int],
+    variant: Variant,
     rng: np.random.Generator,
 ) -> Scene:
     """Draw digits on a photograph.
@@ -370,6 +408,7 @@ def compose_scene(
         split: ``'train'`` or ``'val'``.
         size: Side of the scene, px.
         sides: Smallest and largest digit, px.
+        variant: Look of the scene; gives the light.
         rng: Source of randomness.
     """
     canvas, photo, crop = crop_background(sources.photos, split, size, rng)
@@ -389,6 +428,7 @@ def compose_scene(
         mask = alpha > 0.5
         label = int(sources.labels[digit])
         instances.append(Instance(digit, label, mask, _tight_box(mask)))
+    canvas = take_light(canvas, variant, rng)
     image = np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
     return Scene(image, instances, photo, crop)
 
@@ -426,7 +466,8 @@ def _write_scenes(
     split: str,
     sources: Sources,
     members: np.ndarray,
-    settings: dict[str, int],
+    settings: dict[str, Any],
+    variant: Variant,
     bar: Any,
 ) -> tuple[list[int], int]:
     """Write one split's scenes, masks and COCO file.
@@ -437,6 +478,7 @@ def _write_scenes(
         sources: Digits and photographs.
         members: Indices of the split's digits.
         settings: The arguments of :func:`make_digits` by name.
+        variant: Look of the scenes.
         bar: tqdm bar, moved on by one a scene.
 
     Returns:
@@ -445,10 +487,11 @@ def _write_scenes(
     size, seed, scenes = settings['size'], settings['seed'], settings[split]
     stream = 1 + SPLITS.index(split)
     rng = np.random.default_rng([seed, stream])
-    counts = rng.integers(1, MAX_DIGITS, scenes, endpoint=True)
+    counts = rng.integers(*variant.count, scenes, endpoint=True)
     dealt = deal_digits(sources.labels, members, int(counts.sum()), rng)
     hands = np.split(dealt, np.cumsum(counts)[:-1])
-    sides = (DIGIT_RANGE[0], min(DIGIT_RANGE[1], int(size * DIGIT_SHARE)))
+    low, high = variant.sides
+    sides = (low, min(high, int(size * DIGIT_SHARE)))
     image_dir, mask_dir = root / 'images' / split, root / 'masks' / split
     image_dir.mkdir(parents=True)
     mask_dir.mkdir(parents=True)
@@ -457,7 +500,7 @@ def _write_scenes(
     boxes = [0] * len(CLASSES)
     for image_id, hand in enumerate(hands, start=1):
         rng = np.random.default_rng([seed, stream, image_id])
-        scene = compose_scene(sources, hand, split, size, sides, rng)
+        scene = compose_scene(sources, hand, split, size, sides, variant, rng)
         name = f'{image_id:06d}.png'
         semantic = np.zeros((size, size), np.uint8)
         for instance in scene.instances:
@@ -488,7 +531,7 @@ def _write_coco(
     split: str,
     images: list[dict],
     annotations: list[dict],
-    settings: dict[str, int],
+    settings: dict[str, Any],
 ) -> None:
     """Write the JSON; no time stamps, so that its bytes repeat."""
     info = {
@@ -517,7 +560,8 @@ def _write_icons(
     split: str,
     sources: Sources,
     members: np.ndarray,
-    settings: dict[str, int],
+    settings: dict[str, Any],
+    variant: Variant,
     bar: Any,
 ) -> int:
     """Write one split's image folder; arguments as :func:`_write_scenes`.
@@ -541,7 +585,8 @@ def _write_icons(
             np.array([digit]),
             split,
             ICON_SIZE,
-            ICON_DIGIT_RANGE,
+            variant.icon_sides,
+            variant,
             rng,
         )
         folder = root / 'classification' / split / CLASSES[label]
@@ -626,6 +671,7 @@ def make_digits(
     seed: int = 0,
     cls_train: int = 200,
     cls_val: int = 50,
+    variant: str = 'plain',
     force: bool = False,
     progress: bool = False,
 ) -> dict[str, dict[str, Any]]:
@@ -639,6 +685,7 @@ def make_digits(
         seed: Seed of everything random, at least 0.
         cls_train: Train images for classification of each class.
         cls_val: Val images for classification of each class.
+        variant: ``'plain'``, ``'dark'`` or ``'tiny'``.
         force: Replace ``out`` if it is a digits data set or empty.
         progress: Show a progress bar on standard error.
 
@@ -648,7 +695,8 @@ def make_digits(
         ``icons`` (int, classification images).
 
     Raises:
-        ValueError: A number is out of range; names flag and value.
+        ValueError: A number is out of range, or a variant unknown; names
+            flag and value.
         FileExistsError: ``out`` is there and may not be replaced.
         ModuleNotFoundError: A needed package is missing; says which.
     """
@@ -664,6 +712,12 @@ def make_digits(
     _check_number('--size', size, 64, 1024)
     for name in ('train', 'val', 'cls_train', 'cls_val'):
         _check_number(f'--{name.replace("_", "-")}', settings[name], 1)
+    if variant not in VARIANTS:
+        known = ', '.join(VARIANTS)
+        raise ValueError(f'--variant {variant}: must be one of {known}')
+    if variant != 'plain':  # whose files are older than the variants
+        settings['variant'] = variant
+    look = VARIANTS[variant]
     _check_out(Path(out), force)
     tqdm = _require_helpers()
     sources = load_sources()
@@ -675,7 +729,7 @@ def make_digits(
         tqdm(total=total, unit='img', disable=not progress) as bar,
     ):
         for split in SPLITS:
-            task = (root, split, sources, members[split], settings, bar)
+            task = (root, split, sources, members[split], settings, look, bar)
             boxes, left_out = _write_scenes(*task)
             icons = _write_icons(*task)
             stats[split] = {
@@ -718,8 +772,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--out',
-        default='data/digits',
-        help='Folder to make (default: %(default)s).',
+        help='Folder to make (default: data/digits, and data/digits-VARIANT '
+        'for the other variants).',
+    )
+    parser.add_argument(
+        '--variant',
+        choices=VARIANTS,
+        default='plain',
+        help='Look of the scenes: plain, dark (little light, noise) or tiny '
+        '(more and smaller digits). Default: %(default)s.',
     )
     numbers = {
         'train': (600, 'Number of train scenes'),
@@ -742,7 +803,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='Replace OUT if it is a digits data set or an empty folder.',
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.out is None:
+        suffix = '' if args.variant == 'plain' else f'-{args.variant}'
+        args.out = f'data/digits{suffix}'
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
