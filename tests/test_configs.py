@@ -29,6 +29,7 @@ ATTENTIONS = {
     'scsa-wo-pcsa': 'SMSA',
     'scsa': 'SCSA',
     'se': 'SE',
+    'eca-k3': 'ECA',
     'eca': 'ECA',
     'fca': 'FCA',
     'cbam': 'CBAM',
@@ -44,6 +45,102 @@ ATTENTIONS = {
 }
 # Attentions that do not stand in every block, and in how many they do.
 SCARCE = {'a2': 5, 'gsop': 4, 'nl': 1}
+
+
+# A line a plugin: type, arguments, position, numbers of stages and blocks.
+PLUGINS = {
+    'a2': [
+        'DoubleAttention() after_block stages 1 blocks (1, 3)',
+        'DoubleAttention() after_block stages 2 blocks (1, 3, 5)',
+    ],
+    'aa': [],
+    'ca': ['CoordAttention() after_conv2'],
+    'ca_basic-block': ['CoordAttention() after_conv1'],
+    'ca_repvgg': ['CoordAttention() after_conv1'],
+    'cbam': ['CBAM() after_conv3'],
+    'cbam_basic-block': ['CBAM() after_conv2'],
+    'cbam_mobilenet-v2': ['CBAM(min_width=8) after_conv2'],
+    'cpca': ['CPCA() after_conv2'],
+    'eca-k3': ["ECA(kernel_rule='two_sizes') after_conv3"],
+    'eca-k3_repvgg': ["ECA(kernel_rule='two_sizes') after_conv1"],
+    'eca': ['ECA() after_conv3'],
+    'eca_basic-block': ['ECA() after_conv2'],
+    'ela': ['ELA() after_conv2'],
+    'ema': ['EMA() after_conv2'],
+    'fca': [
+        'FCA(dct_size=56) after_conv3 stages 0',
+        'FCA(dct_size=28) after_conv3 stages 1',
+        'FCA(dct_size=14) after_conv3 stages 2',
+        'FCA(dct_size=7) after_conv3 stages 3',
+    ],
+    'gsca-eca': ['GSCA() before_act2', 'ECA() after_conv3'],
+    'gsca-fca': [
+        'GSCA() before_act2',
+        'FCA(dct_size=56) after_conv3 stages 0',
+        'FCA(dct_size=28) after_conv3 stages 1',
+        'FCA(dct_size=14) after_conv3 stages 2',
+        'FCA(dct_size=7) after_conv3 stages 3',
+    ],
+    'gsca-se': ['GSCA() before_act2', 'SE() after_conv3'],
+    'gsca': ['GSCA() before_act2'],
+    'gsca_basic-block': ['GSCA() before_act1'],
+    'gsca_mobilenet-v2': [
+        'GSCA(num_heads=1) before_act2 stages 0',
+        'GSCA(num_heads=1) before_act2 stages 1',
+        'GSCA(num_heads=2) before_act2 stages 2',
+        'GSCA(num_heads=3) before_act2 stages 3',
+        'GSCA(num_heads=4) before_act2 stages 4',
+        'GSCA(num_heads=8) before_act2 stages 5',
+        'GSCA(num_heads=15) before_act2 stages 6',
+    ],
+    'gsca_shufflenet-v2': [
+        'GSCA(num_heads=2) before_act2 stages 0',
+        'GSCA(num_heads=4) before_act2 stages 1',
+        'GSCA(num_heads=8) before_act2 stages 2',
+    ],
+    'gsop': [
+        'GSoP(stride=2) after_conv3 stages 0 blocks (-1,)',
+        'GSoP() after_conv3 stages 123 blocks (-1,)',
+    ],
+    'nl': ['NonLocal() after_block stages 3 blocks (-1,)'],
+    'none': [],
+    'sa': ['ShuffleAttention() after_conv3'],
+    'scsa': ['SCSA() after_conv2'],
+    'scsa_basic-block': ['SCSA() after_conv1'],
+    'scsa_repvgg': ['SCSA() after_conv1'],
+    'scsa_swin': ['SCSA() after_attn'],
+    'se-bn': ["SE(norm_cfg={'type': 'BN'}) after_conv3"],
+    'se': ['SE() after_conv3'],
+    'se_basic-block': ['SE() after_conv2'],
+    'r50-gsca-alpha1.0': ['GSCA(alpha=1.0) before_act2'],
+    'resnet50-gsca-after-conv3': ['GSCA() after_conv3'],
+    'resnet50-gsca-alpha1.0': ['GSCA(alpha=1.0) before_act2'],
+    'resnet50-gsca-alpha1.5': ['GSCA(alpha=1.5) before_act2'],
+    'resnet50-gsca-alpha2.5': ['GSCA(alpha=2.5) before_act2'],
+    'resnet50-gsca-before-norm2': ['GSCA() before_norm2'],
+    'resnet50-gsca-dot': ["GSCA(similarity='dot') before_act2"],
+    'resnet50-gsca-n16': ['GSCA(channels_per_head=16, alpha=1.0) before_act2'],
+    'resnet50-gsca-n32': ['GSCA(channels_per_head=32, alpha=1.0) before_act2'],
+    'resnet50-gsca-no-heads': ['GSCA(num_heads=1, alpha=1.0) before_act2'],
+    'resnet50-gsca-no-reverse': ['GSCA(reverse=False) before_act2'],
+    'resnet50-gsca': ['GSCA() before_act2'],
+    'resnet50-scsa-bn': ["SCSA(norm='batch') after_conv2"],
+    'resnet50-scsa-g1-3': ['SCSA(kernel_sizes=(3,)) after_conv2'],
+    'resnet50-scsa-g1-7': ['SCSA(kernel_sizes=(7,)) after_conv2'],
+    'resnet50-scsa-g2-3-7': ['SCSA(kernel_sizes=(3, 7)) after_conv2'],
+    'resnet50-scsa-gn-prior': ['SCSA(norm_first=True) after_conv2'],
+    'resnet50-scsa-ln': ["SCSA(norm='layer') after_conv2"],
+    'resnet50-scsa-multi-head-shuffle': [
+        'SCSA(num_heads=4, shuffle=True) after_conv2'
+    ],
+    'resnet50-scsa-no-norm': ['SCSA(norm=None) after_conv2'],
+    'resnet50-scsa-pcsa-prior': ['SCSA(channel_first=True) after_conv2'],
+    'resnet50-scsa-scale-hw': ["SCSA(scale='pixels') after_conv2"],
+    'resnet50-scsa-unshared': ['SCSA(shared=False) after_conv2'],
+    'resnet50-scsa-wo-pc': ['SCSA(window_size=None) after_conv2'],
+    'resnet50-scsa-wo-pcsa': ['SMSA() after_conv2'],
+    'resnet50-scsa-wo-smsa': ['PCSA() after_conv2'],
+}
 
 
 def build(cfg):
@@ -102,13 +199,52 @@ def stem_of(model):
     return getattr(model.backbone, 'stem', None)  # RepVGG's is a block
 
 
+FRAGMENTS = sorted(CONFIGS.glob('_base_/attention/*.py'))
+
+
+@pytest.mark.parametrize('file', FRAGMENTS, ids=lambda file: file.stem)
+def test_every_fragment_is_some_configs_base(file):
+    others = {*CONFIGS.rglob('*.py')} - {file}
+    assert any(f"/{file.name}'" in other.read_text() for other in others)
+
+
+def summary(plugin):
+    cfg = dict(plugin.cfg)
+    name = cfg.pop('type').removeprefix('mmattn.')
+    words = [
+        f'{k}={dict(v) if isinstance(v, dict) else v!r}'
+        for k, v in cfg.items()
+    ]
+    text = f'{name}({", ".join(words)}) {plugin.position}'
+    if 'stages' in plugin:
+        chosen = (str(i) for i, here in enumerate(plugin.stages) if here)
+        text += f' stages {"".join(chosen)}'
+    return text + (f' blocks {plugin.blocks}' if 'blocks' in plugin else '')
+
+
 @pytest.mark.parametrize(
-    'file', sorted(CONFIGS.glob('_base_/attention/*.py')), ids=lambda f: f.stem
+    'file',
+    [*FRAGMENTS, *CONFIGS.glob('*/ablation/*.py')],
+    ids=lambda file: file.stem,
 )
-def test_every_fragment_has_a_config(file):
-    used = [f for f in FILES if f"/{file.name}'" in (CONFIGS / f).read_text()]
-    used += (CONFIGS / '_base_/attention').glob('gsca-fca.py')
-    assert used
+def test_settings_and_positions_are_the_papers(file):
+    cfg = Config.fromfile(file)
+    plugins = cfg.get('plugins', [])
+    if file.parent.name == 'ablation':
+        plugins = cfg.model.backbone.plugins
+    detector, _, name = file.stem.partition('_')
+    if 'rcnn' not in detector and file.parent.name == 'ablation':
+        name = detector
+    elif file.parent.name == 'attention':
+        name = file.stem
+    name = name.removesuffix('_fpn_1x_coco')
+    assert [summary(plugin) for plugin in plugins] == PLUGINS[name]
+
+
+def test_official_resnet101_has_dropout_on_the_attention():
+    file = CONFIGS / 'scsa/resnet101-scsa_1xb128_in1k.py'
+    (plugin,) = Config.fromfile(file).model.backbone.plugins
+    assert summary(plugin) == 'SCSA(attn_drop=0.1) after_conv2'
 
 
 @pytest.mark.parametrize('file', FILES, ids=str)

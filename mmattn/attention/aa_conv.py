@@ -5,6 +5,7 @@ Bello et al., "Attention Augmented Convolutional Networks", ICCV 2019,
 https://arxiv.org/abs/1904.09925. Written from the paper.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from mmattn.registry import MODELS
 
 from .base import check_positive, no_autocast, upcast
+
+
+def _of_the_convolution(name: str) -> property:
+    def get(layer: 'AAConv2d') -> object:
+        return getattr(layer.conv, name)
+
+    def put(layer: 'AAConv2d', value: object) -> None:
+        setattr(layer.conv, name, value)
+
+    return property(get, put)
 
 
 @MODELS.register_module()
@@ -58,7 +69,7 @@ class AAConv2d(BaseModule):
         key_ratio: Width of all keys, :math:`d_k`, relative to
             ``out_channels``, rounded down to a multiple of ``num_heads``.
         value_ratio: Width of all values, :math:`d_v`, likewise; at least one
-            channel a head.
+            channel a head and, with ``groups``, a multiple of both.
         min_head_dim: Least width of a head's keys.
         rel_size: Length of an axis whose vectors are stored as they are.
         pooled_width: Layers with at most this many ``out_channels`` attend to
@@ -102,18 +113,19 @@ class AAConv2d(BaseModule):
         if not key_ratio > 0:
             raise ValueError(f'key_ratio={key_ratio} must be positive')
         head_dim = max(int(key_ratio * out_channels / num_heads), min_head_dim)
-        head_width = max(int(value_ratio * out_channels / num_heads), 1)
-        width = head_width * num_heads
+        # Each head has as many, and the convolution's groups what is left.
+        step = math.lcm(num_heads, groups)
+        width = max(int(value_ratio * out_channels / step), 1) * step
         if not 0 < value_ratio < 1 or width >= out_channels:
             raise ValueError(
                 f'value_ratio={value_ratio} must leave the convolution some '
                 f'of out_channels={out_channels}, but num_heads={num_heads} '
-                f'take {width}'
+                f'and groups={groups} need {width}'
             )
-        if in_channels % groups or (out_channels - width) % groups:
+        if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f'groups={groups} must divide in_channels={in_channels} and '
-                f'the {out_channels - width} channels of the convolution'
+                f'out_channels={out_channels}'
             )
         self.conv = nn.Conv2d(
             in_channels,
@@ -133,12 +145,6 @@ class AAConv2d(BaseModule):
                 f'padding={padding} must keep the size of the map under '
                 f'kernel_size={kernel_size} and dilation={dilation}'
             )
-        # What mmcv's ConvModule reads from a convolution.
-        for name in (
-            'in_channels kernel_size stride padding dilation groups '
-            'transposed output_padding'
-        ).split():
-            setattr(self, name, getattr(self.conv, name))
         self.out_channels = out_channels
         self.num_heads = num_heads
         self.head_dim = head_dim
@@ -153,6 +159,16 @@ class AAConv2d(BaseModule):
             for _ in range(2)
         )
         self.reset_parameters()
+
+    # What mmcv's ConvModule and backbones read from a convolution, and set.
+    in_channels = _of_the_convolution('in_channels')
+    kernel_size = _of_the_convolution('kernel_size')
+    stride = _of_the_convolution('stride')
+    padding = _of_the_convolution('padding')
+    dilation = _of_the_convolution('dilation')
+    groups = _of_the_convolution('groups')
+    transposed = _of_the_convolution('transposed')
+    output_padding = _of_the_convolution('output_padding')
 
     def reset_parameters(self) -> None:
         """Initialise the layers as torch does, the tables as the paper."""

@@ -2,9 +2,11 @@
 """The base class of attention modules, and what several of them share."""
 
 import contextlib
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -13,14 +15,14 @@ from mmattn.registry import MODELS
 
 
 def check_positive(**sizes: int) -> None:
-    """Refuse a size below one.
+    """Refuse a size that is no integer of at least one.
 
     Raises:
         ValueError: For the first such argument, by its name.
     """
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f'{name}={size} must be at least 1')
+        if not isinstance(size, Integral) or size < 1:
+            raise ValueError(f'{name}={size} must be an integer, at least 1')
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -36,11 +38,36 @@ def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def make_norm(norm_cfg: dict | None, width: int) -> nn.Module | None:
+    """Build a norm by mmcv's config; None for none.
+
+    Raises:
+        ValueError: If mmcv cannot build it.
+    """
+    if norm_cfg is None:
+        return None
+    try:
+        return build_norm_layer(norm_cfg, width)[1]
+    except (KeyError, TypeError, AssertionError, ValueError) as error:
+        raise ValueError(
+            f'norm_cfg={norm_cfg!r} cannot be built for {width} channels: '
+            f'{error}'
+        ) from error
+
+
+def _is_local_batch_norm(norm: nn.Module) -> bool:
+    if isinstance(norm, nn.SyncBatchNorm):
+        group = torch.distributed
+        return not (group.is_initialized() and group.get_world_size() > 1)
+    return isinstance(norm, _BatchNorm)
+
+
 def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     """Apply a norm in the precision of its weights, whatever ``x`` holds.
 
     One value a channel (one image, pooled to one pixel) has no batch
-    statistics, for which torch raises; the running ones take their place.
+    statistics, for which torch raises; the running ones take their place and
+    stay as they are. A batch norm synchronised between processes has them.
 
     Args:
         norm: A norm, or what a fused one leaves behind.
@@ -51,7 +78,7 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
         return norm(x)
     x = x.to(weight.dtype)
     single = x.numel() == x.shape[1]
-    if single and norm.training and isinstance(norm, _BatchNorm):
+    if single and norm.training and _is_local_batch_norm(norm):
         mean, var = norm.running_mean, norm.running_var
         return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
     return norm(x)

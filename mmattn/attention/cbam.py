@@ -7,12 +7,11 @@ https://arxiv.org/abs/1807.06521. Written from the paper.
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, normalize
+from .base import Attention, check_positive, make_norm, normalize
 
 
 @MODELS.register_module()
@@ -26,7 +25,8 @@ class CBAM(Attention):
         [\mathrm{mean}_C\, x'; \, \mathrm{max}_C\, x']\right)
 
     (eqs. 1-3) with :math:`\mathrm{MLP}(z) = W_2 \, \mathrm{ReLU}(W_1 z)` of
-    hidden width :math:`s = \max(1, \lfloor C / \mathrm{reduction} \rfloor)`.
+    hidden width :math:`s = \max(m, \lfloor C / \mathrm{reduction} \rfloor)`,
+    :math:`m` being ``min_width``.
     Input and output are ``(B, in_channels, H, W)`` of one dtype, any H, W >=
     1. It has ``2 * C * s + 2 * kernel_size**2`` parameters, ``C + s`` more
     with biases, and 2 more with a batch norm.
@@ -40,6 +40,8 @@ class CBAM(Attention):
     Args:
         in_channels: Width of the map.
         reduction: How many times narrower the hidden layer is.
+        min_width: Width below which the hidden layer does not fall; the SCSA
+            paper's code has 8.
         kernel_size: Odd side of the spatial convolution in pixels.
         bias: Whether the layers of the MLP have biases.
         norm_cfg: Norm after the spatial convolution, as mmcv builds it; None
@@ -59,22 +61,24 @@ class CBAM(Attention):
         kernel_size: int = 7,
         bias: bool = False,
         norm_cfg: dict | None = None,
+        min_width: int = 1,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_positive(in_channels=in_channels, reduction=reduction)
+        check_positive(
+            in_channels=in_channels, reduction=reduction, min_width=min_width
+        )
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(
                 f'kernel_size={kernel_size} must be odd and positive'
             )
-        width = max(1, in_channels // reduction)
+        width = max(min_width, in_channels // reduction)
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=bias)
         self.conv2 = nn.Conv2d(width, in_channels, 1, bias=bias)
         self.spatial = nn.Conv2d(
             2, 1, kernel_size, padding=kernel_size // 2, bias=False
         )
-        has_norm = norm_cfg is not None
-        self.norm = build_norm_layer(norm_cfg, 1)[1] if has_norm else None
+        self.norm = make_norm(norm_cfg, 1)
 
     def _gate_channels(self, x: Tensor) -> Tensor:
         dtype = self.conv1.weight.dtype

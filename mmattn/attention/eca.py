@@ -3,8 +3,8 @@
 
 Wang et al., "ECA-Net: Efficient Channel Attention for Deep Convolutional
 Neural Networks", CVPR 2020, https://arxiv.org/abs/1910.03151. Written from
-the paper; ``rounding='up'`` follows the authors' repository
-(https://github.com/BangguWu/ECANet).
+the paper; the other rules follow the repositories that
+:class:`ECA` names.
 """
 
 import math
@@ -15,16 +15,18 @@ from mmattn.registry import MODELS
 
 from .base import Attention, check_positive
 
-ROUNDINGS = ('nearest', 'up')
+RULES = ('nearest', 'up', 'two_sizes')
 
 
 def default_kernel_size(
-    in_channels: int, gamma: float, beta: float, rounding: str
+    in_channels: int, gamma: float, beta: float, kernel_rule: str
 ) -> int:
     """Return the odd kernel size for a width, see :class:`ECA`."""
+    if kernel_rule == 'two_sizes':
+        return 1 if in_channels < 96 else 3
     # log2 is exact for powers of two, where a tie would turn on an error.
     size = (math.log2(in_channels) + beta) / gamma
-    if rounding == 'up':
+    if kernel_rule == 'up':
         return max(1, int(size) | 1)
     return max(1, 2 * math.ceil(size / 2) - 1)
 
@@ -45,7 +47,9 @@ class ECA(Attention):
     The paper's :math:`k` is the nearest odd number: 5 for widths from 256 to
     2048, which gives the 80 parameters that it reports on ResNet-50. The
     authors' repository truncates, then raises an even number by one: 7 at
-    2048, for 86 parameters. That is ``rounding='up'``.
+    2048, for 86 parameters. That is ``kernel_rule='up'``. The SCSA paper's
+    code (https://github.com/HZAI-ZJNU/SCSA) compares with an ECA of kernel 1
+    below 96 channels and 3 from there on: ``kernel_rule='two_sizes'``.
 
     Args:
         in_channels: Width of the map.
@@ -53,8 +57,9 @@ class ECA(Attention):
             derives it from the width.
         gamma: Divisor of the logarithm of the width, positive.
         beta: What is added to that logarithm.
-        rounding: ``'nearest'`` odd number, the lower of two, or ``'up'`` to
-            an odd number after truncation.
+        kernel_rule: ``'nearest'`` odd number, the lower of two; ``'up'`` to
+            an odd number after truncation; or ``'two_sizes'``, 1 or 3, which
+            leaves ``gamma`` and ``beta`` unused.
         init_cfg: mmengine initialisation, applied after the module's own.
 
     Raises:
@@ -69,20 +74,20 @@ class ECA(Attention):
         kernel_size: int | None = None,
         gamma: float = 2,
         beta: float = 1,
-        rounding: str = 'nearest',
+        kernel_rule: str = 'nearest',
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         check_positive(in_channels=in_channels)
         if not gamma > 0:
             raise ValueError(f'gamma={gamma} must be positive')
-        if rounding not in ROUNDINGS:
+        if kernel_rule not in RULES:
             raise ValueError(
-                f'rounding={rounding!r} must be one of {ROUNDINGS}'
+                f'kernel_rule={kernel_rule!r} must be one of {RULES}'
             )
         if kernel_size is None:
             kernel_size = default_kernel_size(
-                in_channels, gamma, beta, rounding
+                in_channels, gamma, beta, kernel_rule
             )
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(

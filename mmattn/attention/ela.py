@@ -3,7 +3,8 @@
 
 Xu and Wan, "ELA: Efficient Local Attention for Deep Convolutional Neural
 Networks", 2024, https://arxiv.org/abs/2403.01123. Written from the paper,
-which names no code.
+which names no code; the tests compare with the module that the SCSA paper's
+code (https://github.com/HZAI-ZJNU/SCSA) has for it.
 """
 
 import math

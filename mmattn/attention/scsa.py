@@ -149,8 +149,10 @@ class SMSA(Attention):
     def forward(self, x: Tensor) -> Tensor:
         """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
         convs_w = self.convs if self.convs_w is None else self.convs_w
-        gate_h = self._weights(x.mean(3), self.convs, self.norm_h)
-        gate_w = self._weights(x.mean(2), convs_w, self.norm_w)
+        dtype = self.convs[0].weight.dtype
+        rows, columns = x.mean(3, dtype=dtype), x.mean(2, dtype=dtype)
+        gate_h = self._weights(rows, self.convs, self.norm_h)
+        gate_w = self._weights(columns, convs_w, self.norm_w)
         gate_h, gate_w = gate_h.to(x.dtype), gate_w.to(x.dtype)
         return x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
 

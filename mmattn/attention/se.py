@@ -6,12 +6,11 @@ https://arxiv.org/abs/1709.01507. Written from the paper.
 """
 
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, normalize
+from .base import Attention, check_positive, make_norm, normalize
 
 
 @MODELS.register_module()
@@ -63,7 +62,7 @@ class SE(Attention):
         self.conv1 = nn.Conv2d(
             in_channels, width, 1, bias=bias and not has_norm
         )
-        self.norm = build_norm_layer(norm_cfg, width)[1] if has_norm else None
+        self.norm = make_norm(norm_cfg, width)
         self.conv2 = nn.Conv2d(width, in_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:

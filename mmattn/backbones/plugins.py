@@ -47,6 +47,8 @@ def get_plugin_class(name: str | type) -> type:
     """
     if inspect.isclass(name):
         return name
+    if not isinstance(name, str):
+        raise ConfigError(f'plugin type {name!r} must be a name or a class')
     with MMENGINE_MODELS.switch_scope_and_registry(None) as registry:
         cls = registry.get(name) or MODELS.get(name)
     if cls is None:
@@ -92,9 +94,10 @@ class PluginBlock:
             name, layer = build_plugin_layer(
                 cfg, postfix=postfix, in_channels=self.widths()[position]
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, KeyError, AssertionError) as error:
             raise ConfigError(
-                f'plugin {cfg["type"].__name__} at {position}: {error}'
+                f'plugin {cfg["type"].__name__} at {position}: '
+                f'{error or "an argument is wrong"}'
             ) from error
         if hasattr(self, name):
             raise ConfigError(
@@ -154,7 +157,8 @@ class ConvPluginBlock(PluginBlock):
         widths = {}
         for k, step in self.steps().items():
             width = step.conv.out_channels
-            widths[f'before_norm{k}'] = width
+            if step.norm_name is not None:
+                widths[f'before_norm{k}'] = width
             if step.act is not None:
                 widths[f'before_act{k}'] = width
             widths[f'after_conv{k}'] = width
@@ -224,7 +228,7 @@ def check_plugins(
             raise ConfigError(
                 f'{where} has unknown keys {unknown}; it may have {KEYS}'
             )
-        if 'type' not in plugin['cfg']:
+        if not isinstance(plugin['cfg'], dict) or 'type' not in plugin['cfg']:
             raise ConfigError(f'{where} has no type in its cfg')
         get_plugin_class(plugin['cfg']['type'])
         if plugin['position'] not in positions:
@@ -232,19 +236,38 @@ def check_plugins(
                 f'{where} has position={plugin["position"]!r}; this backbone '
                 f'has {", ".join(positions)}'
             )
-        wanted = plugin.get('stages')
-        if wanted is not None and len(wanted) != len(stages):
-            raise ConfigError(
-                f'{where} has stages={tuple(wanted)}; it needs one entry for '
-                f'each of the {len(stages)} stages'
-            )
-        for j in plugin.get('blocks') or ():
-            sizes = [len(s) for s in _pick(stages, wanted)]
-            if not all(-size <= j < size for size in sizes):
-                raise ConfigError(
-                    f'{where} has blocks={tuple(plugin["blocks"])}; its '
-                    f'stages have {", ".join(map(str, sizes))} blocks'
-                )
+        _check_choice(plugin, stages, where)
+
+
+def _check_choice(
+    plugin: dict, stages: Sequence[Sequence], where: str
+) -> None:
+    """Refuse ``stages`` and ``blocks`` that choose none or not these."""
+    wanted, chosen = plugin.get('stages'), plugin.get('blocks')
+    if wanted is not None and (
+        not isinstance(wanted, (tuple, list))
+        or len(wanted) != len(stages)
+        or not any(wanted)
+        or not all(w in (False, True) for w in wanted)
+    ):
+        raise ConfigError(
+            f'{where} has stages={wanted!r}; it needs True or False for each '
+            f'of the {len(stages)} stages, and one True'
+        )
+    if chosen is None:
+        return
+    sizes = [len(stage) for stage in _pick(stages, wanted)]
+    if (
+        not isinstance(chosen, (tuple, list))
+        or not chosen
+        or not all(type(j) is int for j in chosen)
+        or not all(-size <= j < size for j in chosen for size in sizes)
+    ):
+        raise ConfigError(
+            f'{where} has blocks={chosen!r}; it needs a tuple of numbers of '
+            f'blocks, from 0 or, from the last, -1, and its stages have '
+            f'{", ".join(map(str, sizes))}'
+        )
 
 
 def _pick(stages: Sequence, wanted: Sequence[bool] | None) -> list:
@@ -280,7 +303,18 @@ class PluginBackbone:
             init_cfg = dict(type='Pretrained', checkpoint=pretrained)
         if init_cfg is not None:  # else the framework's own default
             kwargs['init_cfg'] = init_cfg
-        super().__init__(*args, **kwargs)
+        try:
+            super().__init__(*args, **kwargs)
+        except TypeError as error:
+            if 'unexpected keyword' not in str(error):
+                raise
+            base = next(
+                c for c in type(self).__mro__ if c.__module__[:6] != 'mmattn'
+            )
+            raise ConfigError(
+                f'mmattn.{type(self).__name__} takes the arguments of '
+                f'{base.__module__}.{base.__name__}: {error}'
+            ) from error
         stages = [list(stage) for stage in self.plugin_stages()]
         for block in itertools.chain(*stages):
             self.block_classes[type(block)].adopt(block)
@@ -324,10 +358,10 @@ class PluginBackbone:
         super().init_weights()
         for name, plugin in self.named_plugins():
             # mmengine's recursion ends at plain nn.Sequential stages.
-            fresh = any(
-                key.startswith(f'{name}.') for key in self.fresh_plugin_state
-            )
-            if fresh and not getattr(plugin, 'is_init', True):
+            own = {f'{name}.{key}' for key, _ in plugin.named_parameters()}
+            if own <= self.fresh_plugin_state and not getattr(
+                plugin, 'is_init', True
+            ):
                 plugin.init_weights()
         frozen = [
             name

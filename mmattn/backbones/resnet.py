@@ -74,6 +74,7 @@ class _PluginResNet(PluginBackbone):
     def __init__(
         self,
         depth: int,
+        *,
         norm_eval: bool = False,
         contract_dilation: bool = False,
         **kwargs,

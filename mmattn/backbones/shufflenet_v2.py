@@ -31,8 +31,8 @@ class InvertedResidual(ConvPluginBlock, shufflenet_v2.InvertedResidual):
         if self.stride > 1:
             pair = (self.branch1(x), self.branch(x))
         else:
-            half = (x.shape[1] + 1) // 2
-            pair = (x[:, :half], self.branch(x[:, half:]))
+            left, right = x.chunk(2, dim=1)
+            pair = (left, self.branch(right))
         return channel_shuffle(torch.cat(pair, dim=1), 2)
 
     def forward(self, x: Tensor) -> Tensor:

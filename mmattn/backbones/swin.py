@@ -1,7 +1,7 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 """Swin Transformer with plugins, a subclass of mmpretrain's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmpretrain.models.backbones import swin_transformer
 from torch import Tensor, nn
@@ -14,14 +14,21 @@ from .plugins import PluginBackbone, PluginBlock
 class SwinBlock(PluginBlock, swin_transformer.SwinBlock):
     """Window attention and feed-forward network; plugins see maps.
 
-    ``after_attn`` is the end of the attention branch, before its shortcut is
-    added; ``after_block`` follows the whole block.
+    ``after_attn`` is the end of the attention branch, before stochastic depth
+    and its shortcut; ``after_block`` follows the whole block.
     """
 
     def widths(self) -> dict[str, int]:
         """Return the channels at each position, in order of execution."""
         channels = self.norm1.normalized_shape[0]
         return dict(after_attn=channels, after_block=channels)
+
+    def add_plugin(self, cfg: Mapping, position: str) -> None:
+        """Build a module and put it at a position, see the base class."""
+        super().add_plugin(cfg, position)
+        if position == 'after_attn' and not hasattr(self, 'drop_path'):
+            # What the plugin makes of the attention is dropped as a whole.
+            self.drop_path, self.attn.drop = self.attn.drop, nn.Identity()
 
     def _plug_tokens(
         self, x: Tensor, hw_shape: tuple[int, int], position: str
@@ -37,7 +44,10 @@ class SwinBlock(PluginBlock, swin_transformer.SwinBlock):
 
         def run(x: Tensor) -> Tensor:
             out = self.attn(self.norm1(x), hw_shape)
-            x = self._plug_tokens(out, hw_shape, 'after_attn') + x
+            if self.plugin_names['after_attn']:
+                out = self._plug_tokens(out, hw_shape, 'after_attn')
+                out = self.drop_path(out)
+            x = out + x
             return self.ffn(self.norm2(x), identity=x)
 
         out = self.checkpointed(run, x)

@@ -26,18 +26,18 @@ def complete_scopes() -> None:
     MODULE2PACKAGE.setdefault('mmattn', 'mmattn.version')
     if not _is_distribution('mmsegmentation') and find_spec('mmseg'):
         MODULE2PACKAGE['mmseg'] = 'mmseg'
-    if not hasattr(Config._get_cfg_path, 'unscoped'):
-        Config._get_cfg_path = staticmethod(_without_scope(Config))
+    look_up = getattr(Config, '_get_cfg_path', None)
+    if look_up is not None and not hasattr(look_up, 'unscoped'):
+        Config._get_cfg_path = staticmethod(_without_scope(look_up))
 
 
-def _without_scope(config: type) -> Callable:
+def _without_scope(look_up: Callable) -> Callable:
     """Wrap mmengine's look-up of a base so that `mmattn::` adds no scope.
 
     The types of a base found by `mmdet::` are then looked up in mmdet. Those
     of mmattn's configs belong to the framework that their `default_scope`
     names, and mmattn's own have its prefix.
     """
-    look_up = config._get_cfg_path
 
     def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
         path, scope = look_up(cfg_path, filename)

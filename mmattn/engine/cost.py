@@ -12,7 +12,9 @@ reaches torch is counted, those inside attention modules like any other:
   maxima over an axis, :data:`PER_VALUE` and :data:`PER_RESULT` for the rest.
   Copies, padding, selection and comparisons are free.
 * ``mmengine``: what `mmengine.analysis` calls FLOPs: ``flops`` and, of the
-  elementwise ones, norms, resampling and adaptive average pooling.
+  elementwise ones, norms, resampling and adaptive average pooling. It differs
+  where mmengine takes a product whose first factor is shared by a batch for
+  that of one element.
 * ``activations``: elements of the results of what ``flops`` counts.
 
 Not counted: preparing the image, and what follows the last layers, such as
@@ -63,6 +65,7 @@ PER_RESULT = {
 NORMS = ('batch_norm', 'group_norm', 'layer_norm')
 POOLS = ('avg_pool2d', 'max_pool2d_with_indices')
 AS_MMENGINE = {*NORMS, *PER_RESULT, 'adaptive_avg_pool2d'}
+# What moves or makes values and computes none.
 FREE = set(
     '_to_copy _unsafe_index _unsafe_view cat clone constant_pad_nd copy_ '
     'embedding empty_like fill_ flip full_like gather im2col index '

@@ -269,7 +269,6 @@ def test_compiles_and_exports(stride, pooled_width):
         (dict(dilation=2), ['padding=1', 'dilation=2']),
         (dict(groups=0), ['groups=0']),
         (dict(groups=3), ['groups=3', 'in_channels=8']),
-        (dict(groups=4), ['groups=4', '14 channels']),
         (dict(num_heads=0), ['num_heads=0']),
         (dict(num_heads=16), ['value_ratio=0.1', 'num_heads=16']),
         (dict(key_ratio=0), ['key_ratio=0']),
@@ -284,3 +283,16 @@ def test_wrong_arguments_are_named(kwargs, names):
     with pytest.raises(ValueError) as error:
         build(**{**settings, **kwargs})
     assert all(name in str(error.value) for name in names)
+
+
+def test_groups_of_a_resnext_divide_what_is_left_to_the_convolution():
+    layer = AAConv2d(256, 256, 3, padding=1, groups=32)
+    assert layer.conv.out_channels == 224 and layer.conv.groups == 32
+    assert layer(torch.randn(1, 256, 4, 5)).shape == (1, 256, 4, 5)
+
+
+def test_a_backbone_can_set_the_dilation():
+    layer = AAConv2d(16, 16, 3, padding=4, dilation=4)
+    layer.dilation = layer.padding = (2, 2)
+    assert layer.conv.dilation == layer.conv.padding == (2, 2)
+    assert layer(torch.randn(1, 16, 9, 8)).shape == (1, 16, 9, 8)

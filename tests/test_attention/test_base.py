@@ -69,5 +69,7 @@ def test_norms_work_in_the_precision_of_their_weights():
 
 def test_sizes_are_named():
     check_positive(a=1, b=2)
-    with pytest.raises(ValueError, match='b=0 must be at least 1'):
+    with pytest.raises(ValueError, match='b=0 must be an integer, at least 1'):
         check_positive(a=1, b=0)
+    with pytest.raises(ValueError, match='a=1.5 must'):
+        check_positive(a=1.5)

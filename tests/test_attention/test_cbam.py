@@ -144,3 +144,8 @@ def test_backbone_has_the_published_size(plain, widths, millions):
 def test_wrong_arguments_are_named(kwargs, name):
     with pytest.raises(ValueError, match=name):
         CBAM(**kwargs)
+
+
+def test_the_hidden_layer_keeps_a_width():
+    assert CBAM(32, min_width=8).conv1.out_channels == 8
+    assert CBAM(256, min_width=8).conv1.out_channels == 16

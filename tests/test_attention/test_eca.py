@@ -54,7 +54,7 @@ def test_kernel_is_the_nearest_odd_number(width):
     [(2, 1), (8, 3), (32, 3), (127, 3), (128, 5), (512, 5), (2048, 7)],
 )
 def test_official_rounding_truncates_then_raises(width, kernel):
-    assert kernel_of(ECA(width, rounding='up')) == kernel
+    assert kernel_of(ECA(width, kernel_rule='up')) == kernel
 
 
 def test_gamma_and_beta():
@@ -64,7 +64,7 @@ def test_gamma_and_beta():
 
 
 @pytest.mark.parametrize(
-    ('depth', 'rounding', 'count'),
+    ('depth', 'rule', 'count'),
     [
         (50, 'nearest', 80),
         (101, 'nearest', 165),
@@ -72,9 +72,9 @@ def test_gamma_and_beta():
         (50, 'up', 86),
     ],
 )
-def test_resnet_has_the_published_count(depth, rounding, count):
+def test_resnet_has_the_published_count(depth, rule, count):
     layers = [
-        ECA(width, rounding=rounding)
+        ECA(width, kernel_rule=rule)
         for width, blocks in zip(STAGES, DEPTHS[depth])
         for _ in range(blocks)
     ]
@@ -90,9 +90,16 @@ def test_resnet_has_the_published_count(depth, rounding, count):
         (dict(in_channels=16, kernel_size=0), 'kernel_size=0'),
         (dict(in_channels=16, kernel_size=-3), 'kernel_size=-3'),
         (dict(in_channels=16, gamma=0), 'gamma=0'),
-        (dict(in_channels=16, rounding='down'), "rounding='down'"),
+        (dict(in_channels=16, kernel_rule='down'), "kernel_rule='down'"),
     ],
 )
 def test_wrong_arguments_are_named(kwargs, name):
     with pytest.raises(ValueError, match=name):
         ECA(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ('width', 'kernel'), [(16, 1), (64, 1), (95, 1), (96, 3), (2048, 3)]
+)
+def test_two_sizes_turn_at_96_channels(width, kernel):
+    assert kernel_of(ECA(width, kernel_rule='two_sizes')) == kernel

@@ -81,6 +81,12 @@ def test_what_a_plugin_returns_goes_on(name, position, image):
     assert not torch.allclose(ours(image)[-1], plain(image)[-1])
 
 
+@pytest.mark.parametrize(('name', 'position'), EVERY_POSITION)
+def test_plugin_that_saves_its_output_can_be_anywhere(name, position, image):
+    ours = thin(name, [plugin('Exp', position)])
+    sum(y.sum() for y in ours(image)).backward()
+
+
 @pytest.mark.parametrize('name', ['MobileNetV2', 'ShuffleNetV2'])
 @pytest.mark.parametrize('k', [1, 2, 3])
 @pytest.mark.parametrize('place', ['before_norm', 'before_act', 'after_conv'])
@@ -234,6 +240,61 @@ def test_activation_checkpointing_keeps_the_gradients(name, image):
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_activation_checkpointing_runs_a_branch_twice(name, image):
+    inner = positions(name)[0]
+    for with_cp, calls in ((False, 1), (True, 2)):
+        ours = thin(name, [plugin('Recorder', inner)], with_cp=with_cp)
+        sum(y.sum() for y in ours(image.requires_grad_())).backward()
+        blocks = dict(ours.named_plugins()).values()
+        # RepVGG's positions lie behind its branch.
+        want = 1 if name == 'RepVGG' else calls
+        assert {recorder.calls for recorder in blocks} == {want}
+
+
+@pytest.mark.parametrize('name', ['MobileNetV2', 'ShuffleNetV2', 'ResNet'])
+def test_a_counter_missing_in_a_checkpoint_costs_no_weights(name, tmp_path):
+    plugins = [plugin('CoordAttention', 'after_conv2')]
+    trained = thin(name, plugins)
+    state = {
+        key: value
+        for key, value in trained.state_dict().items()
+        if not key.endswith('num_batches_tracked')
+    }
+    file = str(tmp_path / 'trained.pth')
+    torch.save(state, file)
+    ours = thin(name, plugins, pretrained=file)
+    ours.init_weights()
+    for a, b in zip(ours.parameters(), trained.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_swin_drops_what_the_plugin_makes_of_the_attention(image):
+    plugins = [plugin('Add', 'after_attn', value=1.0)]
+    ours = thin('SwinTransformer', plugins, drop_path_rate=0.5).train()
+    plain = thin('SwinTransformer', drop_path_rate=0.5).train()
+    assert set(ours.state_dict()) == set(plain.state_dict())
+    block = ours.stages[2].blocks[1]
+    tokens = torch.zeros(64, 16, 64)
+    nn.init.zeros_(block.attn.w_msa.qkv.bias)
+    nn.init.zeros_(block.attn.w_msa.proj.bias)
+    added = block.drop_path(torch.ones(64, 1, 1))
+    assert (added == 0).any() and (added > 1).any()
+    block.norm2.register_forward_pre_hook(lambda m, x: kept.append(x[0]))
+    kept = []
+    block(tokens, (4, 4))
+    values = kept[0].detach().unique()
+    # Tokens of zero: the branch adds one, scaled, or nothing at all.
+    assert values[0] == 0 and len(values) == 2
+
+
+def test_unknown_arguments_name_whose_they_are():
+    with pytest.raises(ConfigError) as error:
+        thin('SwinTransformer', embed_dims=96)
+    assert 'embed_dims' in str(error.value)
+    assert 'mmpretrain' in str(error.value)
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_copies_and_sync_norms_keep_the_plugins(name, image):
     plugins = [
         plugin('NormPlugin', positions(name)[0]),
@@ -295,7 +356,19 @@ def test_the_first_block_of_mobilenet_does_not_expand():
     [
         (dict(position='after_conv9'), ["'after_conv9'"]),
         (dict(stages=(True,)), ['stages=(True,)', 'stages']),
+        (dict(stages=1), ['stages=1', 'True or False']),
+        (dict(stages='abcd'), ["stages='abcd'", 'True or False']),
+        (dict(stages=(0, 1, 2, 3)), ['stages=(0, 1, 2, 3)']),
         (dict(blocks=(9, 0)), ['blocks=(9, 0)', 'blocks']),
+        (dict(blocks=0), ['blocks=0', 'tuple']),
+        (dict(blocks=()), ['blocks=()', 'tuple']),
+        (dict(blocks=(True,)), ['blocks=(True,)', 'tuple']),
+        (dict(cfg=None), ['no type']),
+        (dict(cfg=dict(type=3)), ['plugin type 3']),
+        (
+            dict(cfg=dict(type='mmattn.SE', norm_cfg=dict(type='Foo'))),
+            ['plugin SE', 'Foo'],
+        ),
         (dict(block=(0,)), ["['block']", 'blocks']),
     ],
 )

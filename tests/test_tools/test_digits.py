@@ -16,6 +16,18 @@ COCO = pytest.importorskip('pycocotools.coco').COCO
 
 SCRIPT = Path(__file__).parents[2] / 'tools/dataset_converters/digits.py'
 SMALL = {'train': 16, 'val': 8, 'cls_train': 3, 'cls_val': 2}
+# Of its first val scenes, as they were before there were variants: photograph,
+# its crop, images of the digits, box of the first, mean of all pixels.
+RECORDED = [
+    (
+        ('flower.jpg', [419, 234, 146, 146]),
+        [1465, 1461, 890, 693, 1570, 812],
+        [68, 53, 42, 52],
+        71.24,
+    ),
+    (('china.jpg', [61, 24, 101, 101]), [879], [107, 43, 16, 27], 197.30),
+    (('china.jpg', [46, 99, 147, 147]), [338, 626], [30, 20, 36, 56], 90.58),
+]
 TINY = {'train': 1, 'val': 1, 'size': 64, 'cls_train': 1, 'cls_val': 1}
 
 
@@ -33,6 +45,16 @@ digits = load_script()
 def made(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'digits'
     return out, digits.make_digits(out, **SMALL)
+
+
+@pytest.fixture(scope='module')
+def variants(made):
+    """The folders of all variants, by name."""
+    folders = {'plain': made[0]}
+    for name in ('dark', 'tiny'):
+        folders[name] = made[0].with_name(f'digits-{name}')
+        digits.make_digits(folders[name], **SMALL, variant=name)
+    return folders
 
 
 @pytest.fixture
@@ -225,6 +247,81 @@ def test_bytes_repeat_by_seed(made, tmp_path):
     assert all(other[name] != first[name] for name in pictures)
 
 
+def test_plain_scenes_are_what_they_were(made):
+    data = read_json(made[0], 'val')
+    assert data['info']['settings'] == {**SMALL, 'seed': 0, 'size': 128}
+    for image, (origin, drawn, box, mean) in zip(data['images'], RECORDED):
+        assert (image['photo'], image['photo_crop']) == origin
+        own = [a for a in data['annotations'] if a['image_id'] == image['id']]
+        assert [ann['digit_index'] for ann in own] == drawn
+        # Other versions of OpenCV may round otherwise.
+        assert np.abs(np.subtract(own[0]['bbox'], box)).max() <= 1
+        pixels = cv2.imread(str(made[0] / 'images/val' / image['file_name']))
+        assert pixels.mean() == pytest.approx(mean, abs=0.5)
+
+
+@pytest.mark.parametrize('name', ['plain', 'dark', 'tiny'])
+def test_variants_repeat(variants, name, tmp_path):
+    out = tmp_path / 'digits'
+    digits.make_digits(out, **SMALL, variant=name)
+    assert file_bytes(out) == file_bytes(variants[name])
+
+
+@pytest.mark.parametrize('folder', ['images', 'classification'])
+def test_dark_is_plain_in_little_light_with_noise(variants, folder):
+    shares, noises = [], []
+    for path in sorted((variants['plain'] / folder).rglob('*.png')):
+        name = path.relative_to(variants['plain'])
+        plain = cv2.imread(str(path)).astype(float).ravel()
+        dark = cv2.imread(str(variants['dark'] / name)).astype(float).ravel()
+        bright = plain > 150  # so that the noise is not cut off at 0
+        if bright.sum() < 1000:
+            continue
+        share = (dark @ plain) / (plain @ plain)
+        shares.append(share)
+        noises.append(np.std(dark[bright] - share * plain[bright]))
+    assert 0.08 < min(shares) < 0.2 < max(shares) < 0.42
+    assert 4.5 < np.median(noises) < 7
+    assert len(shares) > 10
+
+
+def test_dark_has_the_labels_of_plain(variants):
+    for split in ('train', 'val'):
+        plain = read_json(variants['plain'], split)
+        dark = read_json(variants['dark'], split)
+        assert dark['info'].pop('settings').pop('variant') == 'dark'
+        plain['info'].pop('settings')
+        assert dark == plain
+    masks = file_bytes(variants['plain'] / 'masks')
+    assert file_bytes(variants['dark'] / 'masks') == masks
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_tiny_has_more_and_smaller_digits(variants, split):
+    data = read_json(variants['tiny'], split)
+    sides = [max(ann['bbox'][2:]) for ann in data['annotations']]
+    assert 6 <= min(sides) < 10 and 18 < max(sides) <= 24
+    counts = Counter(ann['image_id'] for ann in data['annotations'])
+    assert len(counts) == SMALL[split]
+    assert min(counts.values()) >= 6 and 12 < max(counts.values()) <= 16
+    labels = digits.load_sources().labels
+    for ann in data['annotations']:
+        assert ann['category_id'] == labels[ann['digit_index']] + 1
+    plain = read_json(variants['plain'], split)['annotations']
+    assert np.mean(sides) < 0.5 * np.mean([max(a['bbox'][2:]) for a in plain])
+
+
+def test_folder_and_refusal_of_a_variant(tmp_path):
+    assert digits.parse_args([]).out == 'data/digits'
+    for name in ('dark', 'tiny'):
+        args = digits.parse_args(['--variant', name])
+        assert args.out == f'data/digits-{name}'
+    assert digits.parse_args(['--variant', 'tiny', '--out', 'x']).out == 'x'
+    with pytest.raises(ValueError, match='--variant night: .*dark, tiny'):
+        digits.make_digits(tmp_path / 'night', variant='night')
+    assert not list(tmp_path.iterdir())
+
+
 def test_refuses_then_forces(tmp_path):
     out = tmp_path / 'digits'
     digits.make_digits(out, **TINY)
@@ -300,6 +397,7 @@ def test_failed_rename_puts_the_old_back(tmp_path, monkeypatch):
         ('--cls-train', '0'),
         ('--cls-val', '0'),
         ('--seed', '-1'),
+        ('--variant', 'night'),
         ('--train', 'many'),
         ('--tra', '5'),
     ],

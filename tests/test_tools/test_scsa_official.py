@@ -60,3 +60,35 @@ def test_other_checkpoints_are_refused(run_tool, tmp_path):
     with pytest.raises(SystemExit, match='no checkpoint'):
         run_tool(TOOL, tmp_path / 'gone.pth', out)
     assert list(tmp_path.iterdir()) == [source]
+
+
+# Two blocks of the official MobileNetV2: the first does not expand.
+BLOCKS = {
+    'layer1.0.conv.0.conv.weight': 'layer1.0.conv.0.conv.weight',
+    'layer1.0.conv.1.q.weight': 'layer1.0.scsa.pcsa.q.weight',
+    'layer1.0.conv.1.local_dwc.weight': 'layer1.0.scsa.smsa.convs.0.weight',
+    'layer1.0.conv.1.norm.bias': 'layer1.0.scsa.pcsa.norm.bias',
+    'layer1.0.conv.2.conv.weight': 'layer1.0.conv.1.conv.weight',
+    'layer1.0.conv.2.bn.bias': 'layer1.0.conv.1.bn.bias',
+    'layer2.0.conv.1.bn.bias': 'layer2.0.conv.1.bn.bias',
+    'layer2.0.conv.2.local_dwc.weight': 'layer2.0.scsa.smsa.convs.0.weight',
+    'layer2.0.conv.3.conv.weight': 'layer2.0.conv.2.conv.weight',
+}
+
+
+def test_mobilenet_blocks_lose_the_module_among_their_convolutions(
+    official_to_mmattn,
+):
+    from mmattn.backbones import MobileNetV2
+
+    old = {f'backbone.{key}': i for i, key in enumerate(BLOCKS)}
+    new = {f'backbone.{key}': i for i, key in enumerate(BLOCKS.values())}
+    assert official_to_mmattn(old) == new
+    plugins = [dict(cfg=dict(type='mmattn.SCSA'), position='after_conv2')]
+    names = set(MobileNetV2(plugins=plugins).state_dict())
+    assert set(BLOCKS.values()) <= names
+
+
+def test_a_module_elsewhere_is_refused(official_to_mmattn):
+    with pytest.raises(ValueError, match='layer1.0.att is neither attn'):
+        official_to_mmattn({'layer1.0.att.local_dwc.weight': torch.zeros(1)})

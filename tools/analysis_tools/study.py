@@ -143,8 +143,9 @@ def prepare(run: Run) -> bool:
         keys = {**old, **settings}
         changed = [key for key in keys if old.get(key) != settings.get(key)]
         print(
-            f'{run}: {", ".join(changed) if old else "unknown settings"} '
-            f'changed, so trained anew; the old run is in {put_aside(run)}'
+            f'{run}: trained anew, as its settings differ '
+            f'({", ".join(changed) if old else "none are recorded"}); '
+            f'the old run is in {put_aside(run)}'
         )
         record = {}
     if 'row' in record:

@@ -1,7 +1,8 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 """Convert a checkpoint of the official SCSA code to mmattn's names.
 
-The result loads into mmattn.ResNet as any pretrained backbone does:
+The result loads into mmattn.ResNet or mmattn.MobileNetV2 as any pretrained
+backbone does:
 init_cfg=dict(type='Pretrained', checkpoint='OUT', prefix='backbone.').
 """
 
@@ -36,14 +37,16 @@ def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
 
     Args:
         state_dict: Weights of the official module, or of a model that holds
-            it as ``attn`` in its blocks (``backbone.layer1.0.attn.*``).
+            it as ``attn`` in its blocks (``backbone.layer1.0.attn.*``), or,
+            MobileNetV2, among its convolutions (``layer1.0.conv.1.*``).
 
     Returns:
         The same tensors under mmattn's names (``backbone.layer1.0.scsa.*``);
         those of other modules keep theirs.
 
     Raises:
-        ValueError: If there is no SCSA module in the state dict.
+        ValueError: If there is no SCSA module in the state dict, or one in
+            another place.
     """
     marker = 'local_dwc.weight'
     modules = {k[: -len(marker)] for k in state_dict if k.endswith(marker)}
@@ -51,16 +54,37 @@ def convert(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
         raise ValueError(
             'no weight named local_dwc.weight: not of the official SCSA code'
         )
+    places = {prefix: _place_of(prefix) for prefix in modules}
+    moved = dict(filter(None, (move for _, move in places.values())))
     result = {}
     for key, value in state_dict.items():
         prefix, child, leaf = re.fullmatch(
             r'(?:(.*\.)?([^.]+)\.)?([^.]+)', key
         ).groups('')
         if prefix in modules and child in RENAMED:
-            prefix = re.sub(r'(^|\.)attn\.$', r'\1scsa.', prefix)
-            key = f'{prefix}{RENAMED[child]}.{leaf}'
+            key = f'{places[prefix][0]}{RENAMED[child]}.{leaf}'
+        else:
+            # The projection of MobileNetV2 stands behind the module.
+            old = re.match(r'.*\.conv\.\d+\.', key)
+            if old and old[0] in moved:
+                key = moved[old[0]] + key.removeprefix(old[0])
         result[key] = value
     return result
+
+
+def _place_of(prefix: str) -> tuple[str, tuple[str, str] | None]:
+    """Return a module's prefix in mmattn, and what moves into its place."""
+    if re.search(r'(^|\.)attn\.$|^$', prefix):
+        return re.sub(r'(^|\.)attn\.$', r'\1scsa.', prefix), None
+    sequential = re.fullmatch(r'(.*\.)conv\.(\d+)\.', prefix)
+    if sequential is None:
+        raise ValueError(
+            f'the SCSA module {prefix[:-1]} is neither attn of a block nor '
+            'among the convolutions of a MobileNetV2 block'
+        )
+    block, index = sequential[1], int(sequential[2])
+    behind = f'{block}conv.{index + 1}.'
+    return f'{block}scsa.', (behind, f'{block}conv.{index}.')
 
 
 def main() -> None:

@@ -1,5 +1,5 @@
-# Five blocks behind every second block of the stages at 28 and 14 pixels. The
-# GSCA paper quotes the original, which does not say where its five stand.
+# Five blocks, behind every second block of the stages at 28 and 14 pixels: of
+# the places for five, those whose parameters come nearest to the quoted ones.
 plugins = [
     dict(
         cfg=dict(type='mmattn.DoubleAttention'),

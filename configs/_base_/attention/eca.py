@@ -1,3 +1,2 @@
-# Before the shortcut addition. In MobileNetV2, as in its authors' code, after
-# the projection.
+# Before the shortcut addition, with its paper's kernels.
 plugins = [dict(cfg=dict(type='mmattn.ECA'), position='after_conv3')]

@@ -1,4 +1,4 @@
-_base_ = './retinanet_r50-eca_fpn_1x_coco.py'
+_base_ = './retinanet_r50-eca-k3_fpn_1x_coco.py'
 model = dict(
     backbone=dict(
         depth=101, init_cfg=dict(checkpoint='torchvision://resnet101')

@@ -1,5 +1,5 @@
 _base_ = [
     '../_base_/classifiers/resnet50_1xb128_in1k.py',
-    '../_base_/attention/eca.py',
+    '../_base_/attention/eca-k3.py',
 ]
 model = dict(backbone=dict(plugins=_base_.plugins))

@@ -1,2 +1,0 @@
-# The papers do not say where in RepVGG; behind the activation, like SCSA.
-plugins = [dict(cfg=dict(type='mmattn.ECA'), position='after_conv1')]

@@ -1,2 +1,0 @@
-_base_ = './resnet50-eca_1xb128_in1k.py'
-model = dict(backbone=dict(depth=101))
