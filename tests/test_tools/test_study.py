@@ -31,11 +31,12 @@ BROKEN = (
 
 
 def study(folder, *words):
-    """Start a study as a user does."""
+    """Start a study as a user does, but without Python's warnings."""
+    env = {'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'ignore'}
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *map(str, words)],
         cwd=folder,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        env={**os.environ, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
