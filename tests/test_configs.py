@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmattn.attention import AAConv2d
-from mmattn.backbones.plugins import PluginBlock
+from mmattn.backbones.blocks import PluginBlock
 
 CONFIGS = Path(__file__).parents[1] / 'configs'
 FILES = sorted(

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .plugins import ConvPluginBlock, PluginBackbone, Step
+from .blocks import ConvPluginBlock, Step
+from .plugins import PluginBackbone
 
 
 class InvertedResidual(ConvPluginBlock, mobilenet_v2.InvertedResidual):

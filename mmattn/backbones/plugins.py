@@ -15,187 +15,20 @@ Modules become children of the block, named by their ``_abbr_`` (plus
 ``postfix``), as mmdet names them: every key of the plain backbone stays.
 """
 
-import inspect
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 
-from mmcv.cnn import ConvModule, build_plugin_layer
 from mmengine.logging import print_log
-from mmengine.registry import MODELS as MMENGINE_MODELS
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
 
-from mmattn.attention import list_attentions
 from mmattn.errors import ConfigError
-from mmattn.registry import MODELS
+
+from .blocks import PluginBlock, get_plugin_class
 
 KEYS = ('cfg', 'position', 'stages', 'blocks')
-NO_ACTIVATION = nn.Identity()
-
-
-def get_plugin_class(name: str | type) -> type:
-    """Find a plugin's class in the active scope, then among mmattn's.
-
-    Args:
-        name: ``'mmattn.SCSA'``, another registered name, or a class.
-
-    Raises:
-        ConfigError: If the name is not registered.
-    """
-    if inspect.isclass(name):
-        return name
-    if not isinstance(name, str):
-        raise ConfigError(f'plugin type {name!r} must be a name or a class')
-    with MMENGINE_MODELS.switch_scope_and_registry(None) as registry:
-        cls = registry.get(name) or MODELS.get(name)
-    if cls is None:
-        raise ConfigError(
-            f'plugin type {name!r} is not registered; mmattn has '
-            f'{", ".join(list_attentions())}; '
-            "a module of your own needs custom_imports=dict(imports=['...'])"
-        )
-    return cls
-
-
-class PluginBlock:
-    """Mixin for a backbone's block: plugins at named positions."""
-
-    @classmethod
-    def adopt(cls, block: nn.Module) -> None:
-        """Change the class of a framework's block to this one, in place.
-
-        The frameworks name the classes of their blocks in the middle of
-        their constructors; this way none of that is copied.
-        """
-        block.__class__ = cls
-        block.plugin_names = {position: [] for position in block.widths()}
-
-    def widths(self) -> dict[str, int]:
-        """Return the channels at each position, in order of execution."""
-        raise NotImplementedError
-
-    def add_plugin(self, cfg: Mapping, position: str) -> None:
-        """Build a module and put it behind those at the same position.
-
-        Args:
-            cfg: Its ``type``, arguments and, optionally, ``postfix``.
-            position: A key of :meth:`widths`.
-
-        Raises:
-            ConfigError: If it cannot be built or its name is taken.
-        """
-        cfg = dict(cfg)
-        postfix = cfg.pop('postfix', '')
-        cfg['type'] = get_plugin_class(cfg['type'])
-        try:
-            name, layer = build_plugin_layer(
-                cfg, postfix=postfix, in_channels=self.widths()[position]
-            )
-        except (TypeError, ValueError, KeyError, AssertionError) as error:
-            raise ConfigError(
-                f'plugin {cfg["type"].__name__} at {position}: '
-                f'{error or "an argument is wrong"}'
-            ) from error
-        if hasattr(self, name):
-            raise ConfigError(
-                f'two modules of a block would be named {name!r}; give the '
-                f"plugin at {position} a postfix: cfg=dict(..., postfix='_2')"
-            )
-        self.add_module(name, layer)
-        self.plugin_names[position].append(name)
-
-    def plug(self, x: Tensor, position: str) -> Tensor:
-        """Run the plugins of a position, ``(B, C, H, W)`` to the same."""
-        for name in self.plugin_names[position]:
-            x = getattr(self, name)(x)
-        return x
-
-    def checkpointed(self, branch: Callable[[Tensor], Tensor], x: Tensor):
-        """Run a branch; ``with_cp`` trades its memory for a second run."""
-        if self.with_cp and x.requires_grad:
-            return checkpoint(branch, x, use_reentrant=False)
-        return branch(x)
-
-
-class Step(NamedTuple):
-    """A convolution of a block with its norm and activation."""
-
-    conv: nn.Module
-    owner: nn.Module  # the module that has the norm ...
-    norm_name: str | None  # ... under this name
-    act: nn.Module | None  # None if it follows the shortcut addition
-
-    @classmethod
-    def of(cls, module: ConvModule) -> 'Step':
-        """Take an mmcv ``ConvModule`` apart."""
-        act = module.activate if module.with_activation else NO_ACTIVATION
-        return cls(module.conv, module, module.norm_name, act)
-
-
-class ConvPluginBlock(PluginBlock):
-    """Mixin for a block whose main branch is convolutions 1 to n in a row.
-
-    ``after_convK`` follows convolution, norm and activation; ``before_normK``
-    lies between convolution and norm, ``before_actK`` between norm and
-    activation (where the convolution has no activation, both coincide).
-    ``after_block`` follows the shortcut and its activation.
-    """
-
-    def steps(self) -> dict[int, Step]:
-        """Return the convolutions by their number."""
-        raise NotImplementedError
-
-    def block_width(self) -> int:
-        """Return the channels of the block's output."""
-        return list(self.steps().values())[-1].conv.out_channels
-
-    def widths(self) -> dict[str, int]:
-        """Return the channels at each position, in order of execution."""
-        widths = {}
-        for k, step in self.steps().items():
-            width = step.conv.out_channels
-            if step.norm_name is not None:
-                widths[f'before_norm{k}'] = width
-            if step.act is not None:
-                widths[f'before_act{k}'] = width
-            widths[f'after_conv{k}'] = width
-        return widths | dict(after_block=self.block_width())
-
-    def add_plugin(self, cfg: Mapping, position: str) -> None:
-        """Build a module and put it at a position, see the base class."""
-        super().add_plugin(cfg, position)
-        if position == 'after_block':
-            return
-        step = self.steps()[int(position[-1])]
-        if position.startswith('before_act') and hasattr(step.act, 'inplace'):
-            # The plugin may have saved its output for backward.
-            step.act.inplace = False
-        if position.startswith('before_norm'):
-            _register_first(step.owner, step.norm_name)
-
-    def branch(self, x: Tensor) -> Tensor:
-        """Run the convolutions, ``(B, C, H, W)`` to ``(B, C', H', W')``."""
-        for k, (conv, owner, norm_name, act) in self.steps().items():
-            x = self.plug(conv(x), f'before_norm{k}')
-            if norm_name is not None:
-                x = getattr(owner, norm_name)(x)
-            if act is not None:
-                x = act(self.plug(x, f'before_act{k}'))
-            x = self.plug(x, f'after_conv{k}')
-        return x
-
-
-def _register_first(owner: nn.Module, name: str) -> None:
-    # mmcv's fuse_conv_bn folds a norm into the convolution registered before
-    # it, which is wrong where a plugin stands between the two. A norm
-    # registered before any convolution is left alone.
-    first = {name: owner._modules.pop(name)}
-    rest = dict(owner._modules)
-    owner._modules.clear()
-    owner._modules.update(first | rest)
 
 
 def check_plugins(
@@ -319,8 +152,12 @@ class PluginBackbone:
         for block in itertools.chain(*stages):
             self.block_classes[type(block)].adopt(block)
         check_plugins(plugins or (), stages)
-        for plugin in plugins or ():
-            self._insert(plugin, stages)
+        for i, plugin in enumerate(plugins or ()):
+            if not self._insert(plugin, stages):
+                raise ConfigError(
+                    f'plugins[{i}]: none of the chosen blocks has '
+                    f'position={plugin["position"]!r}'
+                )
         self._freeze_stages()
         #: Names of plugin weights and buffers that no checkpoint has set.
         self.fresh_plugin_state = {
@@ -329,17 +166,22 @@ class PluginBackbone:
             for key in plugin.state_dict()
         }
 
+    @abstractmethod
     def plugin_stages(self) -> list[Sequence[nn.Module]]:
         """Return the blocks of each stage."""
-        raise NotImplementedError
 
-    def _insert(self, plugin: dict, stages: list[list[PluginBlock]]) -> None:
+    def _insert(self, plugin: dict, stages: list[list[PluginBlock]]) -> int:
+        """Put a plugin into the blocks that it chooses; return how many."""
         position, chosen = plugin['position'], plugin.get('blocks')
-        for stage in _pick(stages, plugin.get('stages')):
-            for block in stage if chosen is None else _at(stage, chosen):
-                # MobileNetV2's first block has no conv1.
-                if position in block.plugin_names:
-                    block.add_plugin(plugin['cfg'], position)
+        blocks = [
+            block
+            for stage in _pick(stages, plugin.get('stages'))
+            for block in (stage if chosen is None else _at(stage, chosen))
+            if position in block.plugin_names  # MobileNetV2's first lacks some
+        ]
+        for block in blocks:
+            block.add_plugin(plugin['cfg'], position)
+        return len(blocks)
 
     def named_plugins(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield every plugin with its name, as ``named_modules`` does."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .plugins import PluginBackbone, PluginBlock
+from .blocks import PluginBlock
+from .plugins import PluginBackbone
 
 
 class RepVGGBlock(PluginBlock, repvgg.RepVGGBlock):

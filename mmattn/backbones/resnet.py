@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from mmattn.errors import ConfigError
 from mmattn.registry import MODELS
 
-from .plugins import ConvPluginBlock, PluginBackbone, Step
+from .blocks import ConvPluginBlock, Step
+from .plugins import PluginBackbone
 
 
 class ResidualBlock(ConvPluginBlock):

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .plugins import ConvPluginBlock, PluginBackbone, Step
+from .blocks import ConvPluginBlock, Step
+from .plugins import PluginBackbone
 
 
 class InvertedResidual(ConvPluginBlock, shufflenet_v2.InvertedResidual):

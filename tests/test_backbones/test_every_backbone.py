@@ -180,6 +180,15 @@ def test_swin_takes_checkpoints_of_the_first_version(image):
         assert torch.equal(a, b)
 
 
+def test_swin_leaves_checkpoints_of_today_as_they_are():
+    ours = thin('SwinTransformer')
+    for extra in ('norm.weight', 'stages.0.blocks.1.attn.attn_mask'):
+        state = ours.state_dict()
+        state[extra] = torch.zeros(1)
+        with pytest.raises(RuntimeError, match=extra):
+            ours.load_state_dict(state)
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_plugins_keep_their_start(name):
     ours = thin(name, [plugin('Quarter', positions(name)[-1])])
@@ -348,6 +357,9 @@ def test_the_first_block_of_mobilenet_does_not_expand():
     ours = thin('MobileNetV2', [plugin('GSCA', 'after_conv1')])
     assert not hasattr(ours.layer1[0], 'gsca')
     assert hasattr(ours.layer2[0], 'gsca')
+    first = (True,) + (False,) * 6
+    with pytest.raises(ConfigError, match='none of the chosen blocks'):
+        thin('MobileNetV2', [plugin('GSCA', 'after_conv1', first)])
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -92,6 +92,12 @@ def test_base_of_mmattn_keeps_the_scope_of_its_framework(tmp_path):
     assert cfg.model.get('_scope_') in (None, 'mmdet')
 
 
+def test_the_look_up_of_bases_is_wrapped_once():
+    look_up = Config._get_cfg_path
+    scopes.complete_scopes()
+    assert Config._get_cfg_path is look_up
+
+
 def test_base_of_a_framework_keeps_its_scope(tmp_path):
     config = tmp_path / 'config.py'
     base = 'mmdet::_base_/models/faster-rcnn_r50_fpn.py'

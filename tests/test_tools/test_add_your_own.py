@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import torch
+from mmengine.runner import CheckpointLoader
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / 'docs' / 'add-your-own.md').read_text()
@@ -42,7 +42,8 @@ def test_an_attention_of_your_own_trains(digits):
     )
     assert result.returncode == 0, result.stderr[-2000:]
     work_dir = digits / 'work_dirs' / Path(NAMES[1]).stem
-    weights = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
+    file = str(work_dir / 'epoch_2.pth')
+    weights = CheckpointLoader.load_checkpoint(file)
     key = 'backbone.layer2.1.contrast_gate.weight'
     learnt = weights['state_dict'][key]
     assert learnt.shape == (2, 48) and learnt.any()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / 'tools/analysis_tools/study.py'
@@ -110,7 +111,8 @@ def test_each_finished_run_has_its_row(trained):
         assert bool(row['ap50']) == detector
         used = Config.fromfile(folder / f'{row["config"]}.py')
         assert used.randomness.seed == int(row['seed'])
-        state = torch.load(folder / 'epoch_1.pth', weights_only=False)
+        file = str(folder / 'epoch_1.pth')
+        state = CheckpointLoader.load_checkpoint(file, 'cpu')
         learnt = [
             value.numel()
             for key, value in state['state_dict'].items()
