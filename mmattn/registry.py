@@ -6,6 +6,8 @@
 `custom_imports` is needed.
 """
 
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import Registry
 
@@ -15,4 +17,18 @@ MODELS = Registry(
     parent=MMENGINE_MODELS,
     scope='mmattn',
     locations=['mmattn.attention', 'mmattn.backbones'],
+)
+#: Data sets that check what mmdet does not.
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmattn',
+    locations=['mmattn.datasets'],
+)
+#: Metrics that the frameworks lack.
+METRICS = Registry(
+    'metric',
+    parent=MMENGINE_METRICS,
+    scope='mmattn',
+    locations=['mmattn.evaluation'],
 )

@@ -27,14 +27,14 @@ Result::
 import argparse
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from conversion import OneLineParser, check_out, replacing
+from pycocotools import mask as coco_mask
+from tqdm import tqdm
 
 DESCRIPTION = 'mmattn digits: handwritten digits on photographs'
 CLASSES = tuple('0123456789')
@@ -443,8 +443,6 @@ def _write_png(path: Path, image: np.ndarray) -> None:
 
 def _annotation(instance: Instance, number: int, image_id: int) -> dict:
     """COCO record of one digit; the RLE keeps the holes of 0, 6, 8, 9."""
-    from pycocotools import mask as coco_mask
-
     rle = coco_mask.encode(np.asfortranarray(instance.mask, np.uint8))
     return {
         'id': number,
@@ -596,61 +594,12 @@ def _write_icons(
 
 
 def _is_digits(path: Path) -> bool:
-    """Whether a folder is empty or was made by this script."""
-    if not path.is_dir():
-        return False
-    if not any(path.iterdir()):
-        return True
+    """Whether a folder was made by this script."""
     try:
         text = (path / 'annotations/instances_train.json').read_text('utf-8')
         return json.loads(text)['info']['description'] == DESCRIPTION
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _check_out(out: Path, force: bool) -> None:
-    """Refuse a target that exists, unless it may be replaced.
-
-    Raises:
-        FileExistsError: ``out`` exists and ``force`` is not set, or it is
-            set and ``out`` holds something else than this data set.
-    """
-    if not out.exists():
-        return
-    if not force:
-        raise FileExistsError(
-            f'--out {out}: exists already; --force replaces it'
-        )
-    if not _is_digits(out):
-        raise FileExistsError(
-            f'--out {out}: is not a digits data set, which is all that '
-            '--force replaces; name another folder'
-        )
-
-
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Give a folder to fill, which becomes ``out`` if all went well.
-
-    It stands beside ``out`` (same disk, so the rename is one step) and
-    vanishes on any failure, Ctrl-C included; an old ``out`` stays then.
-    """
-    target = out.resolve()  # a symbolic link stays one
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f'.{target.name}.', dir=target.parent
-    ) as scratch:
-        new, old = Path(scratch, 'new'), Path(scratch, 'old')
-        new.mkdir()
-        yield new
-        try:
-            if target.exists():
-                target.rename(old)
-            new.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
 
 
 def _check_number(
@@ -718,14 +667,13 @@ def make_digits(
     if variant != 'plain':  # whose files are older than the variants
         settings['variant'] = variant
     look = VARIANTS[variant]
-    _check_out(Path(out), force)
-    tqdm = _require_helpers()
+    check_out(Path(out), force, _is_digits, 'digits')
     sources = load_sources()
     members = split_digits(sources.labels, seed)
     total = train + val + len(CLASSES) * (cls_train + cls_val)
     stats: dict[str, dict[str, Any]] = {}
     with (
-        _replacing(Path(out)) as root,
+        replacing(Path(out)) as root,
         tqdm(total=total, unit='img', disable=not progress) as bar,
     ):
         for split in SPLITS:
@@ -741,32 +689,12 @@ def make_digits(
     return stats
 
 
-def _require_helpers() -> type:
-    """Return tqdm's bar; fail now, not midway, if a helper is missing."""
-    try:
-        import pycocotools.mask  # noqa: F401
-        from tqdm import tqdm
-    except ModuleNotFoundError as err:
-        name = (err.name or '').split('.')[0]
-        raise ModuleNotFoundError(
-            f'{name} is not installed: pip install {name}'
-        ) from err
-    return tqdm
-
-
 # ----------------------------------------------------------- command line
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends with one line, not with the usage of every flag."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SystemExit(f'error: {message} (--help lists the flags)')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
-    parser = _Parser(
+    parser = OneLineParser(
         description='Make the built-in digits data set (no download).',
         allow_abbrev=False,
     )

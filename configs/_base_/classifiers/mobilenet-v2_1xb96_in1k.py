@@ -13,3 +13,4 @@ default_hooks = dict(
 auto_scale_lr = dict(enable=True, base_batch_size=96)
 randomness = dict(seed=0)
 papers = dict(SCSA=dict(batch_size=96, lr=0.045))
+official_counts = dict(train=dict(images=1281167), val=dict(images=50000))

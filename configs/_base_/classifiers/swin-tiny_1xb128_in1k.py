@@ -11,3 +11,4 @@ default_hooks = dict(
 auto_scale_lr = dict(enable=True)
 randomness = dict(seed=0)
 papers = dict(SCSA=dict(batch_size=128, lr=0.000125))
+official_counts = dict(train=dict(images=1281167), val=dict(images=50000))

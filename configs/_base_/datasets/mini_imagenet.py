@@ -46,3 +46,4 @@ val_dataloader = dict(
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
+official_counts = dict(train=dict(images=50000), val=dict(images=10000))

@@ -1,5 +1,8 @@
-_base_ = 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'
+_base_ = [
+    'mmdet::_base_/models/cascade-rcnn_r50_fpn.py',
+    '../datasets/coco_detection.py',
+    '../schedules/schedule_1x.py',
+    'mmdet::_base_/default_runtime.py',
+]
 model = dict(backbone=dict(type='mmattn.ResNet'))
-auto_scale_lr = dict(enable=True)
-randomness = dict(seed=0)
 papers = dict(SCSA=dict(batch_size=2, lr=0.0025))

@@ -10,3 +10,4 @@ model = dict(
 auto_scale_lr = dict(enable=True, base_batch_size=16)
 randomness = dict(seed=0)
 papers = dict(SCSA=dict(batch_size=16, lr=0.01))
+official_counts = dict(train=dict(images=20210), val=dict(images=2000))
