@@ -257,7 +257,7 @@ def test_schedule_is_the_papers(file):
         assert cfg.auto_scale_lr.base_batch_size == (
             cfg.train_dataloader.batch_size
         )
-    elif 'coco' in file.stem:
+    elif '_fpn_' in file.stem:
         want = 0.00125 if 'retinanet' in file.stem else 0.0025
         assert rate * 2 == pytest.approx(want)  # SCSA: one GPU, two images
         assert cfg.train_cfg.max_epochs == 12

@@ -35,8 +35,12 @@ DATASETS = {
     'digits': 'Digits',
     'digits-dark': 'Digits, dark',
     'digits-tiny': 'Digits, tiny',
+    'exdark': 'ExDark',
+    'flir': 'FLIR ADAS v2',
     'in1k': 'ImageNet-1k',
     'mini-imagenet': 'Mini-ImageNet',
+    'visdrone': 'VisDrone2019-DET',
+    'voc0712': 'Pascal VOC 2007 and 2012',
 }
 TASKS = {
     'mmdet': 'Object Detection',

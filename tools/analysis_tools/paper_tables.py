@@ -43,6 +43,8 @@ NOTES = {
     'FLOPs are those of an older counter, 0.1% above.',
     ('scsa', 3): 'The printed FLOPs are averages over images of COCO; compare '
     'what is above the baseline.',
+    ('scsa', 4): 'The paper names no detector, no splits and no classes: see '
+    '[reproduction-notes.md](reproduction-notes.md).',
     ('scsa', 5): 'Parameters are those without the auxiliary head.',
 }
 METRICS = {
@@ -111,7 +113,7 @@ def select(only: list[str] | None) -> list[tuple[str, int]]:
 def cost_of(config: str) -> Cost:
     """Count the model of a config, on the images of its paper's FLOPs."""
     shape = (224, 224)
-    if '_coco' in config:
+    if '_fpn_' in config:
         shape = (800, 1280)
     elif '_ade20k' in config:
         shape = (1024, 2048)

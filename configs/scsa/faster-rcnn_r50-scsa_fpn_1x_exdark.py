@@ -1,0 +1,5 @@
+_base_ = [
+    '../_base_/detectors/faster-rcnn_r50_fpn_1x_exdark.py',
+    '../_base_/attention/scsa.py',
+]
+model = dict(backbone=dict(plugins=_base_.plugins))
