@@ -106,6 +106,12 @@ MMPRETRAIN = Component(
 FRAMEWORKS = (MMDET, MMSEG, MMPRETRAIN)
 OPTIONAL = (
     Component('scikit-learn', 'sklearn', 'scikit-learn', use='the demo data'),
+    Component(
+        'faster-coco-eval',
+        'faster_coco_eval',
+        'faster-coco-eval',
+        use='fast COCO scores',
+    ),
 )
 #: What is imported, in this order: each after those it stands on.
 IMPORTED = (

@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS, TASK_UTILS, DefaultScope
+from mmengine.structures import InstanceData
 
 from mmattn.attention import AAConv2d
 from mmattn.backbones.blocks import PluginBlock
@@ -324,3 +326,71 @@ def test_stages_have_the_papers_heads(name, heads):
     backbone = build(Config.fromfile(file)).backbone
     for stage, number in zip(backbone.plugin_stages(), heads):
         assert {block.gsca.num_heads for block in stage} == {number}
+
+
+CONVERTED = ['voc0712', 'visdrone', 'exdark', 'flir']
+
+
+@pytest.mark.parametrize('data', CONVERTED)
+def test_classes_are_the_converters(data, load_tool):
+    tool = load_tool(f'dataset_converters/{data.removesuffix("0712")}.py')
+    file = CONFIGS / f'none/faster-rcnn_r50-none_fpn_1x_{data}.py'
+    cfg = Config.fromfile(file)
+    classes = tool.FOURTEEN if data == 'flir' else tool.CLASSES
+    for split in ('train', 'val', 'test'):
+        loader = cfg[f'{split}_dataloader'].dataset
+        assert loader.type == 'mmattn.CocoDataset'
+        assert loader.metainfo.classes == classes
+        assert loader.data_root == f'data/{data}/'
+        assert 'ignore_orientation' in loader.pipeline[0].color_type
+    assert cfg.model.roi_head.bbox_head.num_classes == len(classes)
+    limit = 500 if data == 'visdrone' else 100
+    assert cfg.model.test_cfg.rcnn.max_per_img == limit
+
+
+def test_official_counts_are_the_specifications():
+    # Of docs/datasets.md; the class counts stand in the converters.
+    want = {
+        'voc0712': {'train': (16551, 40058), 'val': (4952, 12032)},
+        'visdrone': {
+            'train': (6471, 343204),
+            'val': (548, 38759),
+            'test': (1610, 75102),
+        },
+        'exdark': {
+            'train': (3000, 10381),
+            'val': (1800, 6212),
+            'test': (2563, 7117),
+        },
+        'flir': {'train': (10742, 175028), 'val': (1144, 16696)},
+    }
+    for data, splits in want.items():
+        cfg = Config.fromfile(CONFIGS / f'_base_/datasets/{data}.py')
+        found = {
+            split: (counts.images, counts.boxes)
+            for split, counts in cfg.official_counts.items()
+        }
+        assert found == splits
+
+
+def test_ignored_regions_of_visdrone_are_no_background():
+    file = CONFIGS / 'none/faster-rcnn_r50-none_fpn_1x_visdrone.py'
+    cfg = Config.fromfile(file).model.train_cfg
+    found = InstanceData(
+        priors=torch.tensor([[0.0, 0, 10, 10], [6, 0, 16, 10], [50, 0, 60, 9]])
+    )
+    # mmdet takes all for background in an image without any object.
+    truth = InstanceData(
+        bboxes=torch.tensor([[100.0, 100, 120, 120]]), labels=torch.tensor([0])
+    )
+    ignored = InstanceData(bboxes=torch.tensor([[0.0, 0, 11, 10]]))
+    for stage in (cfg.rpn, cfg.rcnn):
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            assigner = TASK_UTILS.build(stage.assigner)
+        # -1 is neither background nor object: all, half, nothing ignored.
+        assigned = assigner.assign(found, truth, ignored).gt_inds
+        assert assigned.tolist() == [-1, 0, 0]
+        found.priors[1] = torch.tensor([5.5, 0, 15.5, 10])
+        assigned = assigner.assign(found, truth, ignored).gt_inds
+        assert assigned.tolist() == [-1, -1, 0]
+        found.priors[1] = torch.tensor([6.0, 0, 16, 10])

@@ -159,7 +159,7 @@ def check_split(
         classes: Number of classes of the model, None if it has no head.
     """
     names = dataset.metainfo.get('classes') or ()
-    found = Found({}, Counter(dict.fromkeys(names, 0)), {}, {})
+    found = Found({'images': 0}, Counter(dict.fromkeys(names, 0)), {}, {})
     if classes is not None and names and len(names) != classes:
         what = f'the model has {classes} classes, the data {len(names)}'
         add(found.problems, what, type(dataset).__name__)
@@ -301,8 +301,8 @@ def check_counts(official: dict, found: Found) -> None:
     """Compare what was counted with the official numbers."""
     for key, number in official.items():
         if found.counts.get(key) != number:
-            what = f'number of {key}, official {number:,}'
-            add(found.problems, what, f'{found.counts.get(key, 0):,}')
+            where = f'{found.counts.get(key, 0):,} {key}, official {number:,}'
+            add(found.problems, 'counts that differ', where)
 
 
 # ------------------------------------------------------------------ drawing
@@ -329,7 +329,7 @@ def draw_sheet(dataset: Any, data: dict, count: int) -> torch.Tensor:
         item = dataset.get_data_info(i)
         try:
             pixels = load(dict(item))['img']
-        except (OSError, AttributeError):  # told as missing or unreadable
+        except (OSError, AssertionError):  # told as missing or unreadable
             continue
         tiles.append(draw_tile(pixels, item, dataset.metainfo))
     if not tiles:

@@ -124,8 +124,8 @@ def find(tree: Tree, listed: dict[str, list]) -> tuple[dict, dict]:
         added to COCO's record, and split -> notes.
 
     Raises:
-        ConversionError: There are no images or annotations at all, or two of
-            one stem.
+        ConversionError: There are no images or annotations at all, two of
+            one stem, or none that is listed.
     """
     inside = rf'/(?:.*/)?(?:{"|".join(CLASSES)})/([^/]+)'
     images = tree.index(rf'(?:^|/)ExDark{inside}\.(?:jpe?g|png)$')
@@ -153,6 +153,11 @@ def find(tree: Tree, listed: dict[str, list]) -> tuple[dict, dict]:
             else:
                 sample = Sample(image, image.split('/')[-1], (text, extra))
                 samples[split].append(sample)
+    if not any(samples.values()):
+        raise ConversionError(
+            f'the list names {len(known)} images, none of which is there '
+            'with its annotation'
+        )
     notes['train'] += [
         Note('image left out: not listed', image)
         for (stem,), image in images.items()
@@ -231,7 +236,10 @@ def main(argv: list[str] | None = None) -> None:
                 'Groundtruth of the repository of the data set'
             )
         name = args.list or lists[(LIST,)]
-        text = args.list.read_text('utf-8') if args.list else tree.text(name)
+        if args.list:  # a mark of byte order is none of its words
+            text = args.list.read_text('utf-8-sig', 'replace')
+        else:
+            text = tree.text(name)
         listed, notes = read_list(text, str(name))
         samples, more = find(tree, listed)
         more['train'] = notes + more['train']

@@ -12,6 +12,7 @@ video test as split test, --modality rgb takes the visible ones.
 """
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -65,7 +66,7 @@ COUNTS = {
 VIDEO_IMAGES = 3749
 # Folders and files of other releases.
 OTHER_RELEASES = {
-    'v1.3': r'/thermal_8_bit/|/thermal_annotations\.json$',
+    'v1.3': r'(^|/)thermal_(8_bit/|annotations\.json$)',
     'v1 "aligned"': r'_PreviewData\.jpe?g$',
 }
 
@@ -89,7 +90,8 @@ def check_release(tree: Tree) -> None:
         ConversionError: It is one.
     """
     for release, pattern in OTHER_RELEASES.items():
-        if tree.index(f'({pattern})'):
+        search = re.compile(pattern, re.IGNORECASE).search
+        if any(map(search, tree.members)):
             raise ConversionError(
                 f'this is FLIR ADAS {release}, with other images, classes and '
                 'annotations; v2 has images_thermal_train/coco.json'

@@ -87,7 +87,7 @@ def find(tree: Tree) -> tuple[list[Picture], list[Note]]:
     """Find the images and the class of each, sorted by name.
 
     Raises:
-        ConversionError: There are none.
+        ConversionError: There are none, or two that have one name differ.
     """
     images = [name for name in sorted(tree.members) if IMAGE.search(name)]
     found = []
@@ -97,7 +97,7 @@ def find(tree: Tree) -> tuple[list[Picture], list[Note]]:
             splits = [f for f in folders if f in ('train', 'val', 'test')]
             found.append(Picture(name, kind, splits[-1] if splits else ''))
     if found:
-        return found, []
+        return leave_out_copies(tree, found), []
     found, notes = find_listed(tree, images)
     if not found:
         raise ConversionError(
@@ -105,7 +105,25 @@ def find(tree: Tree) -> tuple[list[Picture], list[Note]]:
             'beside train.csv, val.csv and test.csv; found instead: '
             f'{tree.describe() or "nothing"}'
         )
-    return found, notes
+    return leave_out_copies(tree, found), notes
+
+
+def leave_out_copies(tree: Tree, pictures: list[Picture]) -> list[Picture]:
+    """Keep one of each, as when an archive lies beside its folder.
+
+    Raises:
+        ConversionError: Two that have one name differ.
+    """
+    kept: dict[tuple[str, ...], Picture] = {}
+    for picture in pictures:
+        key = picture.folder, picture.kind, picture.file
+        first = kept.setdefault(key, picture).name
+        if tree.members[first].size != tree.members[picture.name].size:
+            raise ConversionError(
+                f'{first} and {picture.name} have one name and differ; '
+                'leave one of them out'
+            )
+    return list(kept.values())
 
 
 def find_listed(
