@@ -22,18 +22,24 @@ class CocoDataset(_CocoDataset):
     Raises:
         ConfigError: ``classes`` is a single string, one of them is not in
             the annotation file, they stand in another order there, the file
-            is no JSON, or ``filter_cfg`` leaves no image of it.
+            is no JSON or lists no image, or ``filter_cfg`` leaves none.
         FileNotFoundError: There is no annotation file.
     """
 
-    def __init__(self, *args, metainfo: dict | None = None, **kwargs) -> None:
+    def __init__(
+        self,
+        ann_file: str = '',
+        metainfo: dict | None = None,
+        *args,
+        **kwargs,
+    ) -> None:
         classes = (metainfo or {}).get('classes')
         if isinstance(classes, str):
             raise ConfigError(
                 f'metainfo.classes is the string {classes!r}; a single class '
                 f'is written ({classes!r}, ), with a comma'
             )
-        super().__init__(*args, metainfo=metainfo, **kwargs)
+        super().__init__(ann_file, metainfo, *args, **kwargs)
 
     def COCOAPI(self, path: str) -> COCO:  # noqa: N802 (mmdet's name)
         """Load an annotation file; mmdet calls it before it uses any."""
@@ -46,6 +52,8 @@ class CocoDataset(_CocoDataset):
             coco = COCO(path)
         except ValueError as error:
             raise ConfigError(f'{path} is no JSON: {error}') from error
+        if not coco.imgs:
+            raise ConfigError(f'{path} lists no images')
         categories = coco.dataset.get('categories', [])
         check_classes(
             self.metainfo['classes'], [c['name'] for c in categories], path
