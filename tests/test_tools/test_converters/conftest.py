@@ -21,6 +21,8 @@ train_dataloader = dict(num_workers=0, persistent_workers=False)
 val_dataloader = dict(num_workers=0, persistent_workers=False)
 test_dataloader = dict(num_workers=0, persistent_workers=False)
 train_cfg = dict(max_epochs=1)
+# One of its name would write to the folder of an earlier run.
+visualizer = dict(name={base!r})
 """
 
 
