@@ -4,13 +4,12 @@
 The paper names no code; its only listing (figure 4) does not run as printed.
 """
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mmattn.ops.gsca import gsca
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, upcast
+from .base import Attention, check_positive
 
 SIMILARITIES = ('correlation', 'dot')
 
@@ -36,42 +35,6 @@ def default_num_heads(in_channels: int, channels_per_head: int) -> int:
             'it; give a num_heads that does'
         )
     return num_heads
-
-
-def similarity_map(x: Tensor, similarity: str, eps: float) -> Tensor:
-    """Compare every pixel with the average pixel of its image (eqs. 1, 3).
-
-    Args:
-        x: Heads of a feature map, ``(B, heads, C / heads, H, W)``.
-        similarity: ``'correlation'`` or ``'dot'``, see :class:`GSCA`.
-        eps: See :class:`GSCA`.
-
-    Returns:
-        One value a pixel and head, ``(B, heads, 1, H, W)``.
-    """
-    key = x.mean((3, 4), keepdim=True)
-    if similarity == 'dot':
-        return (x * key).sum(2, keepdim=True)
-
-    # The floors are relative, so that scaling the map changes nothing: to the
-    # pixel's mean, and for the key to the whole map, since the average of a
-    # centred map vanishes.
-    pixels = standardize(x, eps * x.mean(2, keepdim=True).square())
-    key = standardize(key, eps * x.square().mean((2, 3, 4), keepdim=True))
-    return (pixels * key).mean(2, keepdim=True)
-
-
-def standardize(x: Tensor, floor: Tensor) -> Tensor:
-    """Give every vector along axis 2 mean 0 and variance 1.
-
-    Args:
-        x: Vectors, ``(B, heads, C / heads, H, W)``.
-        floor: What is added to their variance, broadcastable to ``x``.
-    """
-    centred = x - x.mean(2, keepdim=True)
-    variance = centred.square().mean(2, keepdim=True)
-    # The last term only keeps an all-zero map from dividing by zero.
-    return centred * (variance + floor + 1e-20).rsqrt()
 
 
 @MODELS.register_module()
@@ -161,14 +124,14 @@ class GSCA(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """Weight every pixel of every head, ``(B, C, H, W)`` to the same."""
-        # Sums of squares of half-precision activations overflow.
-        heads = upcast(x).unflatten(1, (self.num_heads, -1))
-        score = similarity_map(heads, self.similarity, self.eps)
-        # 1 - sigmoid(s) is sigmoid(-s); the logarithm keeps the gradient of
-        # any exponent finite where the sigmoid underflows.
-        score = -score if self.reverse else score
-        weight = torch.exp(self.alpha * F.logsigmoid(score))
-        return (heads * weight).flatten(1, 2).to(x.dtype)
+        return gsca(
+            x,
+            self.num_heads,
+            self.alpha,
+            self.reverse,
+            self.similarity,
+            self.eps,
+        )
 
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""

@@ -1,0 +1,1 @@
+# Copyright (c) mmattn contributors. Licensed under Apache-2.0.
