@@ -24,7 +24,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ from torchvision.utils import (
 from mmattn.engine import one_line_errors, read_config
 from mmattn.errors import ConfigError
 
+SPLITS = ('train', 'val', 'test')
 SHOWN = 5  # examples of a problem
 TILE = 320  # px, side of a sample on the sheet
 BAR = 40  # characters, the longest bar
@@ -70,14 +71,16 @@ def add(told: dict[str, list[str]], what: str, where: Any) -> None:
 # ------------------------------------------------------------------ loading
 
 
-def splits_of(cfg: Config) -> Iterator[tuple[str, dict]]:
-    """Yield the name of each split and the config of its data set.
+def splits_of(
+    cfg: Config, wanted: Sequence[str]
+) -> Iterator[tuple[str, dict]]:
+    """Yield the name of each wanted split and the config of its data set.
 
-    Wrappers such as RepeatDataset are taken off; test is left out where it is
-    the same as val.
+    Wrappers such as RepeatDataset are taken off; what was yielded already, as
+    where test is the same as val, is left out.
     """
     seen = []
-    for split in ('train', 'val', 'test'):
+    for split in wanted:
         data = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
         while data and 'dataset' in data:
             data = data['dataset']
@@ -471,6 +474,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='Folder for the pictures. Default: work_dirs/<config>/check.',
     )
     parser.add_argument(
+        '--splits',
+        nargs='+',
+        choices=SPLITS,
+        default=SPLITS,
+        help='What to check. Default: all that the config has.',
+    )
+    parser.add_argument(
         '--samples',
         type=positive,
         default=12,
@@ -505,7 +515,7 @@ def check(cfg: Config, args: argparse.Namespace) -> int:
     """Check the splits of a config; return how many have problems."""
     wrong = 0
     args.out.mkdir(parents=True, exist_ok=True)
-    for split, data in splits_of(cfg):
+    for split, data in splits_of(cfg, args.splits):
         dataset = build(data)
         found = check_split(
             dataset, data, split, args.workers, classes_of(cfg)

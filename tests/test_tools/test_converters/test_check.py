@@ -144,6 +144,15 @@ def test_allow_incomplete(check):
     assert check(data=data, words=['--allow-incomplete'])[1] == ''
 
 
+def test_chosen_splits(check):
+    config = DETECTION + "test_dataloader = dict(dataset=dict(type='Absent'))"
+    assert 'Absent' in check(config)[1]
+    printed, error = check(config, words=['--splits', 'train', 'val'])
+    assert 'train: 2 images' in printed and error == ''
+    printed, error = check(words=['--splits', 'val'])  # the same as train
+    assert 'val: 2 images' in printed and error == ''
+
+
 @pytest.mark.parametrize('ignored', [False, True])
 def test_exif_rotation(check, ignored):
     unpack({'a.jpg': picture(60, 40, orientation=6)}, Path('data/images'))
