@@ -55,3 +55,23 @@ def train_once(run_tool, tmp_path, monkeypatch):
         return records[-1]
 
     return run
+
+
+@pytest.fixture
+def refuse(convert, tmp_path):
+    """Run a converter that is to end with one line and write nothing.
+
+    Returns the line.
+    """
+
+    def run(script, *words):
+        before = sorted(tmp_path.rglob('*'))
+        with pytest.raises(SystemExit) as caught:
+            convert(script, *words)
+        # A text as the exit code is printed and means exit code 1.
+        message = caught.value.code
+        assert message.startswith('error: ') and '\n' not in message
+        assert sorted(tmp_path.rglob('*')) == before
+        return message
+
+    return run

@@ -58,3 +58,30 @@ def boxes(data):
         )
         for item in data['annotations']
     ]
+
+
+def below(folder, files):
+    """Return files with all paths below a folder."""
+    return {f'{folder}/{name}': content for name, content in files.items()}
+
+
+def contents(root):
+    """Return path -> bytes of all files below a folder."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob('*'))
+        if path.is_file()
+    }
+
+
+def records(data):
+    """Return the annotations as tuples, which have no other key."""
+    keys = ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd')
+    for item in data['annotations']:
+        assert item.keys() == set(keys)
+    return [tuple(item[key] for key in keys) for item in data['annotations']]
+
+
+def read_report(out):
+    """Read the report of a converter."""
+    return json.loads((out / 'report.json').read_text())

@@ -1,9 +1,20 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from helpers import boxes, coco, pack, picture, unpack
+from helpers import (
+    below,
+    boxes,
+    coco,
+    contents,
+    pack,
+    picture,
+    read_report,
+    records,
+    unpack,
+)
 from mmengine.config import Config
 from PIL import Image
 
@@ -144,10 +155,6 @@ COUNTS = {
 }
 
 
-def below(folder, files):
-    return {f'{folder}/{name}': content for name, content in files.items()}
-
-
 def write_source(root, layout='folder', texts='ExDark_Annno'):
     root.mkdir()
     unpack({'imageclasslist.txt': LIST}, root)
@@ -184,40 +191,13 @@ def run(convert, tmp_path):
 
 
 @pytest.fixture
-def refused(convert):
-    def run(*words):
-        with pytest.raises(SystemExit) as caught:
-            convert('exdark', *words)
-        # A text as the exit code is printed and means exit code 1.
-        message = caught.value.code
-        assert message.startswith('error: ') and '\n' not in message
-        return message
-
-    return run
-
-
-def contents(root):
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob('*'))
-        if path.is_file()
-    }
-
-
-def records(data):
-    keys = ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd')
-    for item in data['annotations']:
-        assert item.keys() == set(keys)
-    return [tuple(item[key] for key in keys) for item in data['annotations']]
+def refused(refuse):
+    return partial(refuse, 'exdark')
 
 
 def images(data):
     keys = ('id', 'file_name', 'width', 'height', 'light', 'place')
     return [tuple(image[key] for key in keys) for image in data['images']]
-
-
-def read_report(out):
-    return json.loads((out / 'report.json').read_text())
 
 
 def notes_of(out, split):

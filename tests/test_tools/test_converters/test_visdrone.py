@@ -1,8 +1,19 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 import json
+from functools import partial
 
 import pytest
-from helpers import boxes, coco, pack, picture, unpack
+from helpers import (
+    below,
+    boxes,
+    coco,
+    contents,
+    pack,
+    picture,
+    read_report,
+    records,
+    unpack,
+)
 
 TOP = 'VisDrone2019-DET-'
 A = '0000002_00005_d_0000014'
@@ -147,10 +158,6 @@ def part(name):
     return files
 
 
-def below(folder, files):
-    return {f'{folder}/{name}': content for name, content in files.items()}
-
-
 def write_source(root, layout='folder'):
     root.mkdir()
     for name in TEXTS:
@@ -187,35 +194,8 @@ def run(convert, tmp_path):
 
 
 @pytest.fixture
-def refused(convert):
-    def run(*words):
-        with pytest.raises(SystemExit) as caught:
-            convert('visdrone', *words)
-        # A text as the exit code is printed and means exit code 1.
-        message = caught.value.code
-        assert message.startswith('error: ') and '\n' not in message
-        return message
-
-    return run
-
-
-def contents(root):
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in sorted(root.rglob('*'))
-        if path.is_file()
-    }
-
-
-def records(data):
-    keys = ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd')
-    for item in data['annotations']:
-        assert item.keys() == set(keys)
-    return [tuple(item[key] for key in keys) for item in data['annotations']]
-
-
-def read_report(out):
-    return json.loads((out / 'report.json').read_text())
+def refused(refuse):
+    return partial(refuse, 'visdrone')
 
 
 def train_notes(out):
