@@ -97,7 +97,6 @@ def test_good_data(check):
 @pytest.mark.parametrize(
     ('change', 'wrong'),
     [
-        ({'bbox': [10, 10, 20, 0.5]}, 'less than a pixel, which are scored'),
         ({'bbox': [10, 10, 52, 20]}, 'reach out of their image'),
         ({'bbox': [10, 10, float('nan'), 20]}, 'not finite'),
         ({'image_id': 7}, 'boxes of no image: 1'),
@@ -112,6 +111,13 @@ def test_bad_boxes(check, change, wrong):
     printed, error = check(data=data)
     assert wrong in printed
     assert error == 'error: 1 of the splits above are wrong'
+
+
+def test_box_of_less_than_a_pixel_is_noted(check):
+    data = annotations()
+    data['annotations'][0]['bbox'] = [10, 10, 20, 0.5]
+    printed, error = check(data=data)
+    assert 'note: 1 x boxes of less than a pixel' in printed and error == ''
 
 
 def test_ids_that_occur_twice(check):
