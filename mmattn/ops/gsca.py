@@ -25,7 +25,7 @@ from .dispatch import choose
 TILE = 2**18
 # Elements of a map up to which the caches hold what inference makes of it, so
 # that there is nothing to be saved.
-SMALL = 2**21
+SMALL = 5 * 2**19
 # Only keeps an all-zero map from dividing by zero.
 TINY = 1e-20
 
