@@ -70,6 +70,7 @@ class Tree:
 
     def __init__(self, sources: Iterable[str | os.PathLike]) -> None:
         self.members: dict[str, Member] = {}
+        self._opened: list[io.BufferedReader] = []  # as long as the tree
         for source in sources:
             path = Path(source).resolve()
             if path.is_dir():
@@ -125,6 +126,7 @@ class Tree:
         except tarfile.TarError as error:
             raise ConversionError(f'{path}: {error}; load it anew') from error
         file = path.open('rb')
+        self._opened.append(file)
         for info in infos:
             name = f'{path.stem}/{info.name.removeprefix("./")}'
             if not JUNK.search(name):
@@ -133,7 +135,6 @@ class Tree:
                     os.pread, file.fileno(), info.size, info.offset_data
                 )
                 self.members[name] = Member(info.size, read, None)
-        self._files = [*getattr(self, '_files', []), file]  # keep it open
 
     def index(self, pattern: str) -> dict[tuple[str, ...], str]:
         """Return the names that a pattern is found in, by its groups.
