@@ -30,7 +30,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from conversion import ORIENTATION, parallel, positive
+from archives import ORIENTATION
+from conversion import parallel, positive
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from PIL import Image

@@ -13,12 +13,11 @@ that EXIF asks for: load them with color_type='color_ignore_orientation'.
 from functools import partial
 from pathlib import Path
 
+from archives import ConversionError, Tree
 from conversion import (
     Box,
-    ConversionError,
     Note,
     Sample,
-    Tree,
     check_out,
     convert_detection,
     has_report_of,

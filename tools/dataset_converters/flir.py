@@ -16,12 +16,11 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from archives import ConversionError, Tree
 from conversion import (
     Box,
-    ConversionError,
     Note,
     Sample,
-    Tree,
     check_out,
     convert_detection,
     has_report_of,

@@ -25,11 +25,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+from archives import ConversionError, Tree
 from conversion import (
-    ConversionError,
     Note,
     Report,
-    Tree,
     add_notes,
     check_counts,
     check_out,

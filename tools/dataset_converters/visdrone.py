@@ -13,12 +13,11 @@ which neither COCO's metric nor training counts a detection as wrong.
 
 from functools import partial
 
+from archives import ConversionError, Tree
 from conversion import (
     Box,
-    ConversionError,
     Note,
     Sample,
-    Tree,
     check_out,
     convert_detection,
     has_report_of,

@@ -13,12 +13,11 @@ difficult become crowds: VOC's and COCO's scoring ignore them.
 from functools import partial
 from xml.etree import ElementTree
 
+from archives import ConversionError, Tree
 from conversion import (
     Box,
-    ConversionError,
     Note,
     Sample,
-    Tree,
     UnreadableError,
     check_out,
     convert_detection,
