@@ -11,19 +11,12 @@ tests compare.
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmattn.compat.compiling import is_compiling
+from mmattn.ops import scsa as ops
 from mmattn.registry import MODELS
 
-from .base import (
-    Attention,
-    check_positive,
-    no_autocast,
-    normalize,
-    upcast,
-)
+from .base import Attention, check_positive, no_autocast, normalize
 
 GATES = ('sigmoid', 'softmax')
 NORMS = ('group', 'batch', 'layer', None)
@@ -146,15 +139,23 @@ class SMSA(Attention):
             out = normalize(norm, out)
         return _apply_gate(out, self.gate)
 
+    def axis_gates(
+        self, rows: Tensor, columns: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Turn the means over width and height into gates of their shapes.
+
+        Args:
+            rows: ``(B, C, H)``.
+            columns: ``(B, C, W)``.
+        """
+        dtype = self.convs[0].weight.dtype
+        convs_w = self.convs if self.convs_w is None else self.convs_w
+        gate_h = self._weights(rows.to(dtype), self.convs, self.norm_h)
+        return gate_h, self._weights(columns.to(dtype), convs_w, self.norm_w)
+
     def forward(self, x: Tensor) -> Tensor:
         """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
-        convs_w = self.convs if self.convs_w is None else self.convs_w
-        dtype = self.convs[0].weight.dtype
-        rows, columns = x.mean(3, dtype=dtype), x.mean(2, dtype=dtype)
-        gate_h = self._weights(rows, self.convs, self.norm_h)
-        gate_w = self._weights(columns, convs_w, self.norm_w)
-        gate_h, gate_w = gate_h.to(x.dtype), gate_w.to(x.dtype)
-        return x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
+        return ops.gate_axes(x, *self.axis_gates(*ops.axis_means(x)))
 
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""
@@ -241,46 +242,36 @@ class PCSA(Attention):
         )
         self.attn_drop = nn.Dropout(attn_drop)
 
-    def _pool(self, x: Tensor) -> Tensor:
-        """Average over windows, ``(B, C, H, W)`` to ``(B, C, H', W')``."""
-        size = self.window_size
-        if size is None:
-            return x.mean((2, 3), keepdim=True)
-        window = [size, size]
-        for i, axis in enumerate((2, 3)):
-            if x.shape[axis] < size:
-                x = x.mean(axis, keepdim=True)
-                window[i] = 1
-        if is_compiling():
-            # The shape function of avg_pool2d asks whether the window divides
-            # the map, which would tie an exported graph to the answer.
-            rows = x.unfold(2, window[0], window[0])
-            return rows.unfold(3, window[1], window[1]).mean((4, 5))
-        return F.avg_pool2d(x, window)
+    def channel_gate(self, pooled: Tensor) -> Tensor:
+        """Turn a pooled map, ``(B, C, H', W')``, into a gate, ``(B, C)``."""
+        # Scores are sums over all windows, too coarse in half precision.
+        with no_autocast(pooled):
+            pooled = normalize(self.norm, pooled)
+            # A depthwise convolution by one pixel is a product, which takes
+            # a hundredth of the time of torch's convolution on a CPU.
+            q, k, v = (
+                (pooled * layer.weight.view(-1, 1, 1))
+                .flatten(2)
+                .unflatten(1, (self.num_heads, -1))
+                for layer in (self.q, self.k, self.v)
+            )  # (B, heads, C / heads, N)
+            scale = q.shape[2 if self.scale == 'channels' else 3] ** -0.5
+            dropout = self.attn_drop.p if self.training else 0.0
+            attended = ops.attend(q * scale, k, v, dropout)
+            return _apply_gate(attended.mean(3).flatten(1), self.gate)
+
+    def interleave(self, x: Tensor) -> Tensor:
+        """Interleave the channels of the heads if ``shuffle`` says so."""
+        if not self.shuffle:
+            return x
+        heads = x.unflatten(1, (self.num_heads, -1))
+        return heads.transpose(1, 2).flatten(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
-        # Scores are sums over all windows, too coarse in half precision.
-        with no_autocast(x):
-            logits = self._attend(self._pool(x))
-        out = x * _apply_gate(logits, self.gate).to(x.dtype)
-        if self.shuffle:
-            heads = out.unflatten(1, (self.num_heads, -1))
-            out = heads.transpose(1, 2).flatten(1, 2)
-        return out
-
-    def _attend(self, pooled: Tensor) -> Tensor:
-        """Return one logit a channel, from ``(B, C, H', W')``."""
-        pooled = normalize(self.norm, pooled)
-        heads = (self.num_heads, -1)
-        q = self.q(pooled).flatten(2).unflatten(1, heads)  # (B, h, C/h, N)
-        k = self.k(pooled).flatten(2).unflatten(1, heads)
-        # The mean over N commutes with the product: C x C by C x 1.
-        v = self.v(pooled).mean((2, 3)).unflatten(1, heads).unsqueeze(-1)
-        scale = q.shape[2 if self.scale == 'channels' else 3] ** -0.5
-        attn = (q * scale) @ k.transpose(-2, -1)  # (B, h, C/h, C/h)
-        attn = self.attn_drop(upcast(attn).softmax(-1))
-        return (attn.to(v.dtype) @ v).flatten(1)[..., None, None]
+        pooled = ops.pool(x, self.window_size)
+        x = ops.gate_channels(x, self.channel_gate(pooled))
+        return self.interleave(x)
 
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""
@@ -364,7 +355,13 @@ class SCSA(Attention):
         """Gate ``x``, ``(B, C, H, W)`` to the same shape."""
         if self.channel_first:
             return self.smsa(self.pcsa(x))
-        return self.pcsa(self.smsa(x))
+        x = ops.scsa(
+            x,
+            self.smsa.axis_gates,
+            self.pcsa.channel_gate,
+            self.pcsa.window_size,
+        )
+        return self.pcsa.interleave(x)
 
     def extra_repr(self) -> str:
         """Return the setting that the child modules do not show."""

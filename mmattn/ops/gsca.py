@@ -1,16 +1,11 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
-"""GSCA as a function: as the paper has it, and as a CPU does it fast.
+"""GSCA as a function: as the paper has it, and fast.
 
-:func:`reference` reads like the paper; the other path is tested against it. A
-map is far larger than a cache, so that most of the time goes into reading and
-writing it and the maps in between. :func:`tiled` takes all steps with one
-piece of the map while it is in the cache: it reads the map twice (the key has
-to be known before the first weight) and writes it once, and keeps for the
-backward pass the map itself and one value a pixel and head.
-docs/performance.md derives the gradient.
+:func:`reference` reads like the paper; the other path is tested against it.
+:func:`fused` reads the map twice (the key has to be known before the first
+weight) and writes it once, and keeps for the backward pass the map itself and
+three values a pixel and head. docs/performance.md derives the gradient.
 """
-
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,14 +13,8 @@ from torch import Tensor
 
 from mmattn.compat.library import custom_op
 
-from .dispatch import choose
+from .dispatch import choose, dense, kernels, precision_of
 
-# Elements of a piece: small enough for the cache that cores share, so large
-# that calling torch is cheap beside it.
-TILE = 2**18
-# Elements of a map up to which the caches hold what inference makes of it, so
-# that there is nothing to be saved.
-SMALL = 5 * 2**19
 # Only keeps an all-zero map from dividing by zero.
 TINY = 1e-20
 
@@ -60,10 +49,9 @@ def gsca(
     refusal = ''
     if similarity != 'correlation':
         refusal = f'it has no similarity={similarity!r}'
-    trains = torch.is_grad_enabled() and x.requires_grad
-    if choose(x, refusal, trains or x.numel() > SMALL) == 'eager':
-        return tiled(x, num_heads, alpha, reverse, eps)
-    return reference(x, num_heads, alpha, reverse, similarity, eps)
+    if choose(x, refusal) == 'reference':
+        return reference(x, num_heads, alpha, reverse, similarity, eps)
+    return fused(x, num_heads, alpha, reverse, eps)
 
 
 # --------------------------------------------------------------- reference
@@ -82,12 +70,6 @@ def reference(
     heads = x.to(precision_of(x)).unflatten(1, (num_heads, -1))
     score = similarity_map(heads, similarity, eps)
     return (heads * weigh(score, alpha, reverse)).flatten(1, 2).to(x.dtype)
-
-
-def precision_of(x: Tensor) -> torch.dtype:
-    """Return what a map is computed in: float32 for half precision."""
-    half = x.dtype in (torch.float16, torch.bfloat16)
-    return torch.float32 if half else x.dtype
 
 
 def similarity_map(x: Tensor, similarity: str, eps: float) -> Tensor:
@@ -133,130 +115,22 @@ def weigh(score: Tensor, alpha: float, reverse: bool) -> Tensor:
     return torch.exp(alpha * F.logsigmoid(score))
 
 
-# ------------------------------------------------------------------- tiled
+# ------------------------------------------------------------------- fused
 
 
-def tiled(
+def fused(
     x: Tensor, num_heads: int, alpha: float, reverse: bool, eps: float
 ) -> Tensor:
-    """Weight a map piece by piece; see :func:`gsca`."""
-    dense = x.is_contiguous() or x.is_contiguous(
-        memory_format=torch.channels_last
-    )
-    # The pieces are views, which no other layout allows.
-    x = x if dense else x.contiguous()
-    return _gsca(x, num_heads, alpha, reverse, eps)[0]
-
-
-def split(x: Tensor, num_heads: int) -> Tensor:
-    """View ``(B, C, H, W)`` as heads and pixels, ``(B, heads, D, P)``."""
-    return x.unflatten(1, (num_heads, -1)).flatten(3)
-
-
-def pieces(x: Tensor) -> Iterator[tuple[slice, slice, slice, slice]]:
-    """Cut a map into indices of about ``TILE`` elements that lie together.
-
-    Args:
-        x: ``(B, heads, D, P)``; no piece parts the channels D of a head.
-    """
-    batch, heads, width, pixels = x.shape
-
-    def fit(limit: int, size: int) -> int:
-        return max(1, min(limit, TILE // size))
-
-    channels_last = x.stride(2) == 1
-    h = heads if channels_last else 1
-    p = fit(pixels, h * width)
-    if p == pixels:
-        h = heads if channels_last else fit(heads, width * pixels)
-    b = fit(batch, h * width * pixels) if (h, p) == (heads, pixels) else 1
-    for i in range(0, batch, b):
-        for j in range(0, heads, h):
-            for k in range(0, pixels, p):
-                yield (
-                    slice(i, i + b),
-                    slice(j, j + h),
-                    slice(None),
-                    slice(k, k + p),
-                )
-
-
-def key_of(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Standardize the average pixel of each head.
-
-    Args:
-        x: ``(B, heads, D, P)``.
-        eps: See :func:`gsca`.
-
-    Returns:
-        The key, ``(B, heads, D, 1)``, and what its centred values were
-        multiplied by, ``(B, heads, 1, 1)``.
-    """
-    batch, heads, width, pixels = x.shape
-    dtype = precision_of(x)
-    key = x.new_zeros((batch, heads, width, 1), dtype=dtype)
-    square = x.new_zeros((batch, heads, 1, 1), dtype=dtype)
-    for piece in pieces(x):
-        part = x[piece].to(dtype)
-        key[piece[:3]] += part.sum(3, keepdim=True)
-        square[piece[:3]] += norm(part).square()
-    key /= pixels
-    centred = key - key.mean(2, keepdim=True)
-    floor = eps * square / (width * pixels) + TINY
-    scale = (centred.square().mean(2, keepdim=True) + floor).rsqrt()
-    return centred * scale, scale
-
-
-def norm(x: Tensor) -> Tensor:
-    """Return the root of all squares of a head, without a map of squares."""
-    return torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
-
-
-def multiply(x: Tensor, factor: Tensor, out: Tensor) -> None:
-    """Write a product, rounded to the precision of ``out``."""
-    if x.dtype == out.dtype:
-        torch.mul(x, factor, out=out)
-    else:
-        out.copy_(x.mul_(factor))
-
-
-def mean_of(x: Tensor) -> Tensor:
-    """Average along axis 2, as a product of matrices, which is twice as fast.
-
-    torch's var and vector_norm take 30 times as long along this axis.
-    """
-    width = x.shape[2]
-    return x.new_full((1, width), 1 / width) @ x
-
-
-def centre(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre the vectors along axis 2.
-
-    Returns:
-        Their means, the centred vectors, and what makes these of variance 1.
-    """
-    mean = mean_of(x)
-    centred = x - mean
-    floor = mean.square().mul_(eps).add_(TINY)
-    return mean, centred, (mean_of(centred.square()) + floor).rsqrt_()
+    """Weight a map in two readings and one writing; see :func:`gsca`."""
+    return _gsca(dense(x), num_heads, alpha, reverse, eps)[0]
 
 
 @custom_op('mmattn::gsca')
 def _gsca(
     x: Tensor, num_heads: int, alpha: float, reverse: bool, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight a map; return it, correlations, key and scale of the key."""
-    out = torch.empty_like(x)
-    x, y = split(x, num_heads), split(out, num_heads)
-    key, key_scale = key_of(x, eps)
-    rho = key.new_empty((*x.shape[:2], 1, x.shape[3]))
-    for piece in pieces(x):
-        part = x[piece].to(key.dtype)
-        _, centred, scale = centre(part, eps)
-        score = key[piece[:3]].mT @ centred * scale / x.shape[2]
-        rho[piece] = score
-        multiply(part, weigh(score, alpha, reverse), y[piece])
-    return out, rho, key, key_scale
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Weight a map; return it and what the backward pass needs."""
+    return kernels(x, 'gsca').forward(x, num_heads, alpha, reverse, eps)
 
 
 @_gsca.register_fake
@@ -267,9 +141,9 @@ def _(x, num_heads, alpha, reverse, eps):
     def new(*shape):
         return x.new_empty((batch, num_heads, *shape), dtype=dtype)
 
-    each = channels // num_heads
-    rho, key = new(1, height * width), new(each, 1)
-    return torch.empty_like(x), rho, key, new(1, 1)
+    each, pixels = channels // num_heads, height * width
+    maps = [new(1, pixels) for _ in range(3)]
+    return torch.empty_like(x), *maps, new(each, 1), new(1, 1)
 
 
 @custom_op('mmattn::gsca_backward')
@@ -277,6 +151,8 @@ def _gsca_backward(
     grad: Tensor,
     x: Tensor,
     rho: Tensor,
+    mean: Tensor,
+    scale: Tensor,
     key: Tensor,
     key_scale: Tensor,
     alpha: float,
@@ -284,37 +160,9 @@ def _gsca_backward(
     eps: float,
 ) -> Tensor:
     """Return the gradient of the map from that of the result."""
-    heads = key.shape[1]
-    out = torch.empty_like(x)
-    x, grad, dx = (split(t, heads) for t in (x, grad, out))
-    width, pixels = x.shape[2:]
-    log_gate = F.logsigmoid(-rho if reverse else rho)
-    weight = (alpha * log_gate).exp()
-    slope = (-alpha if reverse else alpha) * weight * (1 - log_gate.exp())
-
-    # What reaches the correlations, and through them the key.
-    means, scales, through = (torch.empty_like(rho) for _ in range(3))
-    to_key = torch.zeros_like(key)
-    for piece in pieces(x):
-        part, flow = x[piece].to(key.dtype), grad[piece].to(key.dtype)
-        mean, centred, scale = centre(part, eps)
-        reached = mean_of(flow * part) * slope[piece] * scale
-        to_key[piece[:3]] += centred @ reached.mT
-        means[piece], scales[piece], through[piece] = mean, scale, reached
-    along = (to_key * key).sum(2, keepdim=True)
-    to_map = key_scale * (to_key - along * key / width) / pixels
-    factor = -key_scale.square() * along * (eps / (width * pixels))
-
-    pull = through * rho * scales
-    shift = pull * (1 - eps) * means
-    for piece in pieces(x):
-        part, flow = x[piece].to(key.dtype), grad[piece].to(key.dtype)
-        total = part * (factor[piece[:2]] - pull[piece])
-        total += shift[piece] + to_map[piece[:2]]
-        total.addcmul_(flow, weight[piece])
-        total += key[piece[:3]] * through[piece]
-        dx[piece].copy_(total)
-    return out
+    statistics = rho, mean, scale, key, key_scale
+    step = kernels(x, 'gsca').backward
+    return step(grad, x, *statistics, alpha, reverse, eps)
 
 
 @_gsca_backward.register_fake
@@ -336,7 +184,7 @@ def _differentiate(ctx, grad, *_):
 
 
 def _keep_twice(ctx, inputs, output) -> None:
-    grad, x, _, key, _, ctx.alpha, ctx.reverse, ctx.eps = inputs
+    grad, x, _, _, _, key, _, ctx.alpha, ctx.reverse, ctx.eps = inputs
     ctx.num_heads = key.shape[1]
     ctx.save_for_backward(grad, x)
 
@@ -348,7 +196,7 @@ def _differentiate_twice(ctx, outer):
         y = reference(x, ctx.num_heads, ctx.alpha, ctx.reverse, eps=ctx.eps)
         (dx,) = torch.autograd.grad(y, x, grad, create_graph=True)
     found = torch.autograd.grad(dx, (grad, x), outer)
-    return *found, *(None,) * 6
+    return *found, *(None,) * 8
 
 
 _gsca.register_autograd(_differentiate, setup_context=_keep)

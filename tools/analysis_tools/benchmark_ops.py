@@ -19,13 +19,16 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmattn.ops.gsca import gsca, reference, tiled
+from mmattn.attention import SCSA
+from mmattn.ops import gsca, scsa
 
 # Channels, height and width of the map behind the second convolution of the
 # blocks of a stage, for 2 images of 800 x 1333 and 32 of 224 x 224.
@@ -55,20 +58,69 @@ def paper_gsca(x: Tensor, num_heads: int) -> Tensor:
     return (heads * weight).flatten(1, 2)
 
 
-def copy(x: Tensor, num_heads: int) -> Tensor:
+def paper_scsa(x: Tensor, module: SCSA) -> Tensor:
+    """Gate a map by the equations of the SCSA paper, step by step."""
+    smsa, pcsa = module.smsa, module.pcsa
+    gate_h, gate_w = smsa.axis_gates(x.mean(3), x.mean(2))
+    x = x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
+    pooled = pcsa.norm(F.avg_pool2d(x, pcsa.window_size))
+    q, k, v = (f(pooled).flatten(2) for f in (pcsa.q, pcsa.k, pcsa.v))
+    attention = (q @ k.mT * x.shape[1] ** -0.5).softmax(-1)
+    gate = (attention @ v).mean(2).sigmoid()
+    return x * gate[..., None, None]
+
+
+def copy(x: Tensor) -> Tensor:
     """Read and write a map once."""
     return x.mul(2)
 
 
-PATHS: dict[str, dict[str, Callable[[Tensor, int], Tensor]]] = {
-    'gsca': {
-        'paper': paper_gsca,
-        'copy': copy,
-        'reference': reference,
-        'eager': lambda x, heads: tiled(x, heads, 2.0, True, 1e-8),
-        'default': gsca,
-    }
-}
+class Op(NamedTuple):
+    """What is measured with maps of one size.
+
+    Args:
+        paths: Name -> function of a map.
+        parameters: What a training step differentiates beside the map.
+    """
+
+    paths: dict[str, Callable[[Tensor], Tensor]]
+    parameters: list[nn.Parameter]
+
+
+def make_gsca(x: Tensor) -> Op:
+    """Return the paths of GSCA for maps like ``x``."""
+    heads = max(1, x.shape[1] // 64)
+    settings = heads, 2.0, True
+    return Op(
+        {
+            'paper': lambda x: paper_gsca(x, heads),
+            'copy': copy,
+            'reference': lambda x: gsca.reference(x, *settings),
+            'fused': lambda x: gsca.fused(x, *settings, 1e-8),
+            'default': lambda x: gsca.gsca(x, *settings),
+        },
+        [],
+    )
+
+
+def make_scsa(x: Tensor) -> Op:
+    """Return the paths of SCSA for maps like ``x``."""
+    module = SCSA(x.shape[1]).to(x)
+    networks = module.smsa.axis_gates, module.pcsa.channel_gate
+    window = module.pcsa.window_size
+    return Op(
+        {
+            'paper': lambda x: paper_scsa(x, module),
+            'copy': copy,
+            'reference': lambda x: scsa.reference(x, *networks, window),
+            'fused': lambda x: scsa.fused(x, *networks, window),
+            'default': module,
+        },
+        list(module.parameters()),
+    )
+
+
+OPS = {'gsca': make_gsca, 'scsa': make_scsa}
 
 
 def bytes_saved(function: Callable[[Tensor], Tensor], x: Tensor) -> int:
@@ -98,34 +150,40 @@ def timer(function: Callable[[], object], device: torch.device) -> float:
 
 
 def measure(
-    paths: dict[str, Callable], size: tuple[int, ...], args: argparse.Namespace
+    make: Callable[[Tensor], Op],
+    size: tuple[int, ...],
+    args: argparse.Namespace,
 ) -> dict[str, dict[str, float]]:
     """Measure all paths with maps of one size.
 
     Args:
-        paths: Path -> function of a map and a number of heads.
+        make: Returns what is measured with a map.
         size: Of the map, ``(B, C, H, W)``.
-        args: ``device``, ``dtype`` and ``repeat`` of the command line.
+        args: ``device``, ``dtype``, ``channels_last`` and ``repeat`` of the
+            command line.
 
     Returns:
         Measure -> path -> median seconds, or bytes.
     """
     x = torch.randn(size, device=args.device, dtype=getattr(torch, args.dtype))
+    if args.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
     grad = torch.randn_like(x)
-    heads = max(1, size[1] // 64)
+    paths, parameters = make(x)
     leaf = x.clone().requires_grad_()
 
     def infer(path: str) -> None:
         with torch.no_grad():
-            paths[path](x, heads)
+            paths[path](x)
 
     def train(path: str) -> None:
-        torch.autograd.grad(paths[path](leaf, heads), leaf, grad)
+        y = paths[path](leaf)
+        # A copy uses no parameters.
+        torch.autograd.grad(y, [leaf, *parameters], grad, allow_unused=True)
 
     found = {
         'saved': {
-            path: bytes_saved(lambda x, f=function: f(x, heads), x)
-            for path, function in paths.items()
+            path: bytes_saved(function, x) for path, function in paths.items()
         }
     }
     for name, step in (('inference', infer), ('training', train)):
@@ -146,15 +204,16 @@ def benchmark(args: argparse.Namespace) -> list[dict]:
     if device.type == 'cuda':
         hardware = torch.cuda.get_device_name(device)
     rows = []
-    for op, paths in PATHS.items():
+    for op in args.ops:
         for size in tqdm(args.sizes or SIZES, op):
-            found = measure(paths, size, args)
+            found = measure(OPS[op], size, args)
             rows += [
                 {
                     'op': op,
                     'path': path,
                     'size': 'x'.join(map(str, size)),
                     'dtype': args.dtype,
+                    'channels_last': args.channels_last,
                     **{m: found[m][path] for m in MEASURES},
                     **{
                         f'{m}_ratio': found[m][path] / found[m]['paper']
@@ -164,7 +223,7 @@ def benchmark(args: argparse.Namespace) -> list[dict]:
                     'threads': torch.get_num_threads(),
                     'torch': torch.__version__,
                 }
-                for path in paths
+                for path in found['saved']
             ]
     return rows
 
@@ -181,8 +240,12 @@ def table(rows: list[dict], measure: str) -> str:
     for (op, size), cells in by_size.items():
         shown = ' | '.join(f'{cells[path]:.2f}' for path in paths)
         lines.append(f'| {op} {size} | {shown} |')
-    means = ' | '.join(f'{mean_ratio(rows, p, measure):.2f}' for p in paths)
-    return '\n'.join([*lines, f'| geometric mean | {means} |'])
+    for op in dict.fromkeys(row['op'] for row in rows):
+        mine = [row for row in rows if row['op'] == op]
+        means = (mean_ratio(mine, path, measure) for path in paths)
+        shown = ' | '.join(f'{mean:.2f}' for mean in means)
+        lines.append(f'| {op} geometric mean | {shown} |')
+    return '\n'.join(lines)
 
 
 def mean_ratio(rows: list[dict], path: str, measure: str) -> float:
@@ -192,17 +255,24 @@ def mean_ratio(rows: list[dict], path: str, measure: str) -> float:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Draw the ratios of every size, one panel a measure."""
-    figure = Figure(figsize=(12, 4), layout='constrained')
-    names = list(dict.fromkeys(r['path'] for r in rows))
-    for axes, measure in zip(figure.subplots(1, len(MEASURES)), MEASURES):
-        for name in names:
-            mine = [row for row in rows if row['path'] == name]
-            axes.plot([r[f'{measure}_ratio'] for r in mine], 'o-', label=name)
-        sizes = [row['size'] for row in rows if row['path'] == names[0]]
-        axes.set_xticks(range(len(sizes)), sizes, rotation=45, ha='right')
-        axes.set(title=measure, ylabel="ratio to the paper's", ylim=(0, None))
-    axes.legend()
+    """Draw the ratios of every size, a row for each op, a panel a measure."""
+    ops = list(dict.fromkeys(row['op'] for row in rows))
+    size = 12, 4 * len(ops)
+    figure = Figure(figsize=size, layout='constrained')
+    panels = figure.subplots(len(ops), len(MEASURES), squeeze=False)
+    for op, line in zip(ops, panels):
+        mine = [row for row in rows if row['op'] == op]
+        names = list(dict.fromkeys(row['path'] for row in mine))
+        sizes = list(dict.fromkeys(row['size'] for row in mine))
+        for axes, measure in zip(line, MEASURES):
+            key = f'{measure}_ratio'
+            for name in names:
+                ratios = [row[key] for row in mine if row['path'] == name]
+                axes.plot(ratios, 'o-', label=name)
+            axes.set_xticks(range(len(sizes)), sizes, rotation=45, ha='right')
+            axes.set(title=f'{op}, {measure}', ylim=(0, None))
+        line[0].set_ylabel("ratio to the paper's")
+        line[-1].legend()
     figure.savefig(path, dpi=150)
 
 
@@ -222,6 +292,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=['float32', 'float16', 'bfloat16'],
         default='float32',
         help='Precision of the maps. Default: %(default)s.',
+    )
+    parser.add_argument(
+        '--channels-last',
+        action='store_true',
+        help='Lay the maps out with the channels innermost.',
+    )
+    parser.add_argument(
+        '--ops',
+        nargs='+',
+        choices=OPS,
+        default=list(OPS),
+        help='What to measure. Default: all of %(choices)s.',
     )
     parser.add_argument(
         '--repeat',
