@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -63,7 +62,7 @@ def paper_scsa(x: Tensor, module: SCSA) -> Tensor:
     smsa, pcsa = module.smsa, module.pcsa
     gate_h, gate_w = smsa.axis_gates(x.mean(3), x.mean(2))
     x = x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
-    pooled = pcsa.norm(F.avg_pool2d(x, pcsa.window_size))
+    pooled = pcsa.norm(scsa.pool(x, pcsa.window_size))
     q, k, v = (f(pooled).flatten(2) for f in (pcsa.q, pcsa.k, pcsa.v))
     attention = (q @ k.mT * x.shape[1] ** -0.5).softmax(-1)
     gate = (attention @ v).mean(2).sigmoid()
