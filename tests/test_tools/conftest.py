@@ -1,5 +1,16 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+import os
+import sys
+from pathlib import Path
+
 import pytest
+
+DEMO = Path(__file__).parents[2] / 'configs' / 'demo'
+SHORT = (
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'default_hooks.checkpoint.interval=1',
+)
 
 
 @pytest.fixture(scope='session')
@@ -10,3 +21,37 @@ def digits(load_tool, tmp_path_factory):
         root / 'data' / 'digits', train=8, val=4, cls_train=2, cls_val=1
     )
     return root
+
+
+@pytest.fixture(scope='session')
+def trained(digits, load_tool):
+    """Train a demo config for one epoch, once; return its checkpoint."""
+    done = {}
+
+    def train(name):
+        if name not in done:
+            argv = sys.argv, os.getcwd()
+            sys.argv = ['train.py', str(DEMO / f'{name}.py'), '--cfg-options']
+            sys.argv += SHORT
+            os.chdir(digits)
+            try:
+                load_tool('train.py').main()
+            finally:
+                sys.argv, folder = argv
+                os.chdir(folder)
+            done[name] = digits / 'work_dirs' / name / 'epoch_1.pth'
+        return done[name]
+
+    return train
+
+
+@pytest.fixture(scope='session')
+def demo():
+    """The folder of the demo configs."""
+    return DEMO
+
+
+@pytest.fixture(scope='session')
+def short():
+    """Settings that make a run of a demo one epoch."""
+    return SHORT

@@ -22,11 +22,6 @@ ROOT = Path(__file__).parents[2]
 DEMO = ROOT / 'configs' / 'demo'
 FASTER = DEMO / 'faster-rcnn_r18-scsa_fpn_15e_digits.py'
 RESNET = DEMO / 'resnet18-scsa_30e_digits.py'
-SHORT = (
-    'train_cfg.max_epochs=1',
-    'train_cfg.val_interval=1',
-    'default_hooks.checkpoint.interval=1',
-)
 NO_AUGMENTATION = (
     'train_dataloader.dataset.pipeline.1.crop_ratio_range=(1.0,1.0)',
     'train_dataloader.dataset.pipeline.1.aspect_ratio_range=(1.0,1.0)',
@@ -52,28 +47,6 @@ pytestmark = pytest.mark.usefixtures('in_workspace')
 @pytest.fixture
 def in_workspace(digits, monkeypatch):
     monkeypatch.chdir(digits)
-
-
-@pytest.fixture(scope='session')
-def trained(digits, load_tool):
-    """Train a demo config for one epoch, once; return its checkpoint."""
-    done = {}
-
-    def train(name):
-        if name not in done:
-            argv = sys.argv, os.getcwd()
-            sys.argv = ['train.py', str(DEMO / f'{name}.py'), '--cfg-options']
-            sys.argv += SHORT
-            os.chdir(digits)
-            try:
-                load_tool('train.py').main()
-            finally:
-                sys.argv, folder = argv
-                os.chdir(folder)
-            done[name] = digits / 'work_dirs' / name / 'epoch_1.pth'
-        return done[name]
-
-    return train
 
 
 def run(*words, **env):
@@ -216,10 +189,10 @@ def test_masks_cannot_be_averaged(run_tool):
         run_tool('test.py', mask_rcnn, __file__, '--tta')
 
 
-def test_resume_continues_the_run(run_tool, tmp_path):
+def test_resume_continues_the_run(short, run_tool, tmp_path):
     straight, resumed = tmp_path / 'straight', tmp_path / 'resumed'
     # A resumed run draws other random numbers, so there are none to draw.
-    options = ['--cfg-options', *SHORT, *NO_AUGMENTATION]
+    options = ['--cfg-options', *short, *NO_AUGMENTATION]
     run_tool('train.py', RESNET, '--work-dir', resumed, *options)
     options[1] = 'train_cfg.max_epochs=2'
     # The schedule of both is that of 15 epochs, so only the stop differs.
@@ -262,12 +235,12 @@ def test_work_dir_priority(load_tool, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='is about its absence')
 def test_amp_without_a_gpu_falls_back_with_a_message(
-    run_tool, tmp_path, caplog
+    short, run_tool, tmp_path, caplog
 ):
     MMLogger.get_current_instance().addHandler(caplog.handler)
     run_tool(
         'train.py', RESNET, '--amp', '--work-dir', tmp_path,
-        '--cfg-options', *SHORT,
+        '--cfg-options', *short,
     )  # fmt: skip
     assert '--amp needs a GPU' in caplog.text
     assert (tmp_path / 'epoch_1.pth').is_file()
@@ -340,11 +313,13 @@ def test_exit_code_and_line_of_a_real_process():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='uses CPU processes')
-def test_two_processes_equal_one_with_the_whole_batch(run_tool, tmp_path):
+def test_two_processes_equal_one_with_the_whole_batch(
+    short, run_tool, tmp_path
+):
     # One step on 8 images without what differs by design: batch statistics
     # and the order of the images.
     options = [
-        '--cfg-options', *SHORT, 'train_dataloader.dataset.indices=8',
+        '--cfg-options', *short, 'train_dataloader.dataset.indices=8',
         'train_dataloader.sampler.shuffle=False',
         *NO_AUGMENTATION,
         'model.backbone.norm_eval=True',
@@ -380,7 +355,7 @@ def test_two_processes_equal_one_with_the_whole_batch(run_tool, tmp_path):
 
 @pytest.mark.parametrize('with_model', [True, False])
 def test_backbone_of_a_classifier_starts_a_detector(
-    with_model, trained, run_tool, tmp_path
+    short, with_model, trained, run_tool, tmp_path
 ):
     start = trained('resnet18-scsa_30e_digits')
     want = {
@@ -395,7 +370,7 @@ def test_backbone_of_a_classifier_starts_a_detector(
         )
     run_tool(
         'train.py', FASTER, '--work-dir', tmp_path, '--backbone', start,
-        '--cfg-options', *SHORT, 'optim_wrapper.optimizer.lr=0.0',
+        '--cfg-options', *short, 'optim_wrapper.optimizer.lr=0.0',
         'optim_wrapper.optimizer.weight_decay=0.0',
     )  # fmt: skip
     got = weights(tmp_path / 'epoch_1.pth')
