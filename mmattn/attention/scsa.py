@@ -11,6 +11,7 @@ tests compare.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmattn.ops import scsa as ops
@@ -133,8 +134,14 @@ class SMSA(Attention):
         """Return the gate of one direction, ``(B, C, L)`` to the same."""
         if norm is not None and self.norm_first:
             sequence = normalize(norm, sequence)
-        parts = sequence.chunk(len(convs), dim=1)
-        out = torch.cat([f(p) for f, p in zip(convs, parts)], dim=1)
+        # One convolution for all groups, the shorter kernels padded with
+        # zeros: several take several times as long.
+        reach = max(conv.padding[0] for conv in convs)
+        weight = torch.cat(
+            [F.pad(f.weight, [reach - f.padding[0]] * 2) for f in convs]
+        )
+        bias = torch.cat([conv.bias for conv in convs])
+        out = F.conv1d(sequence, weight, bias, padding=reach, groups=len(bias))
         if norm is not None and not self.norm_first:
             out = normalize(norm, out)
         return _apply_gate(out, self.gate)

@@ -16,7 +16,7 @@ from .dispatch import precision_of
 
 # Elements of a piece: small enough for the cache that cores share, so large
 # that calling torch is cheap beside it.
-TILE = 2**20
+TILE = 2**21
 
 
 def planes(*tensors: Tensor) -> list[Tensor]:

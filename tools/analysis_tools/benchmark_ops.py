@@ -60,13 +60,19 @@ def paper_gsca(x: Tensor, num_heads: int) -> Tensor:
 def paper_scsa(x: Tensor, module: SCSA) -> Tensor:
     """Gate a map by the equations of the SCSA paper, step by step."""
     smsa, pcsa = module.smsa, module.pcsa
-    gate_h, gate_w = smsa.axis_gates(x.mean(3), x.mean(2))
+
+    def gate(sequence: Tensor, norm: nn.Module) -> Tensor:
+        groups = sequence.chunk(len(smsa.convs), 1)
+        mixed = [conv(group) for conv, group in zip(smsa.convs, groups)]
+        return norm(torch.cat(mixed, 1)).sigmoid()
+
+    gate_h, gate_w = gate(x.mean(3), smsa.norm_h), gate(x.mean(2), smsa.norm_w)
     x = x * gate_h.unsqueeze(3) * gate_w.unsqueeze(2)
     pooled = pcsa.norm(scsa.pool(x, pcsa.window_size))
     q, k, v = (f(pooled).flatten(2) for f in (pcsa.q, pcsa.k, pcsa.v))
     attention = (q @ k.mT * x.shape[1] ** -0.5).softmax(-1)
-    gate = (attention @ v).mean(2).sigmoid()
-    return x * gate[..., None, None]
+    gate_c = (attention @ v).mean(2).sigmoid()
+    return x * gate_c[..., None, None]
 
 
 def copy(x: Tensor) -> Tensor:
@@ -187,11 +193,13 @@ def measure(
     }
     for name, step in (('inference', infer), ('training', train)):
         times: dict[str, list[float]] = {path: [] for path in paths}
-        for turn in range(args.repeat + 2):  # two to warm up
+        for _ in range(args.repeat):
             for path in paths:
+                # What the path before has left in caches and of memory
+                # would be its own merit or fault.
+                step(path)
                 spent = timer(lambda p=path, s=step: s(p), x.device)
-                if turn > 1:
-                    times[path].append(spent)
+                times[path].append(spent)
         found[name] = {p: statistics.median(t) for p, t in times.items()}
     return found
 
