@@ -171,26 +171,22 @@ def test_scsa_by_its_formula(height, width):
     ends = height + width
     pixels = channels * height * width
     cells = (height // window) * (width // window)
-    # Four groups with kernels 3, 5, 7, 9; query, key and value; the channels
-    # with each other; their weights with the mean values.
-    kernels = 3 + 5 + 7 + 9
+    # Kernels 3, 5, 7, 9 are one of 9; the channels with each other; their
+    # weights with the values.
     assert cost.flops == (
-        channels // 4 * kernels * ends
-        + 3 * channels * cells
-        + channels * channels * cells
-        + channels * channels
+        9 * channels * ends + 2 * channels * channels * cells
     )
     # Two means, three gates; norm and gate of both directions; pooling, norm,
-    # mean value and scale; softmax over all pairs; the last gate.
+    # query, key, value, scale and mean; softmax over all pairs; the last gate.
     assert cost.elementwise == (
         5 * pixels
         + (5 + 1) * channels * ends
-        + (window**2 + 5 + 1 + 1) * channels * cells
+        + (window**2 + 5 + 3 + 1 + 1) * channels * cells
         + 5 * channels * channels
         + channels
     )
     assert cost.activations == (
-        channels * ends + 3 * channels * cells + channels * (channels + 1)
+        channels * ends + channels * cells + channels * channels
     )
 
 

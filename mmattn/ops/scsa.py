@@ -19,7 +19,7 @@ from torch.autograd import Function
 from mmattn.compat.compiling import is_compiling
 from mmattn.compat.library import custom_op
 
-from .dispatch import choose, dense, kernels, precision_of, wanted
+from .dispatch import choose, dense, kernels, precision_of
 
 #: Turns the averages over each axis, (B, C, H) and (B, C, W), into gates.
 AxisGates = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -133,7 +133,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """
     dtype = q.dtype
     q, k, v = (t.to(precision_of(t)) for t in (q, k, v))
-    if wanted() == 'reference':
+    if choose(q) == 'reference':
         attention = (q @ k.mT).softmax(-1)
         attended = F.dropout(attention, dropout) @ v
     else:
