@@ -106,6 +106,9 @@ def statistics(
     scale = variance.add_(square, alpha=eps).add_(TINY).rsqrt_()
     key /= pixels
     key -= key.mean(2, keepdim=True)
+    # Once more: of a constant map only what rounding left of the mean is
+    # left of the key, and the scale is as large as its inverse.
+    key -= key.mean(2, keepdim=True)
     key_scale = (key.square().mean(2, keepdim=True) + floor).rsqrt()
     return mean, scale, key * key_scale, key_scale
 
@@ -171,6 +174,7 @@ def backward(
         reached = through[piece].mul_(average @ product)
         centred = torch.sub(part, mean[piece], out=product)
         to_key[piece[:3]] += centred @ reached.mT
+    to_key -= to_key.mean(2, keepdim=True)
     along = (to_key * key).sum(2, keepdim=True)
     to_map = key_scale * (to_key - along * key / width) / pixels
     factor = -key_scale.square() * along * (eps / (width * pixels))

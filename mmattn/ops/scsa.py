@@ -316,4 +316,4 @@ class _Gate(Function):
                     grad,
                 )
             )
-        return _gate_backward(grad.contiguous(), *ctx.saved_tensors)
+        return _gate_backward(grad, *ctx.saved_tensors)

@@ -146,7 +146,7 @@ def gate_backward(
     to_h, to_w = torch.empty_like(gate_h), torch.empty_like(gate_w)
     both = gate_h * gate_c.unsqueeze(2)
     flat_h, flat_w, w, hc = planes(to_h, to_w, gate_w, both)
-    grad, x, dx = planes(grad, x, out)
+    grad, x, dx = planes(grad.contiguous(), x, out)
     product = scratch_for(x)
     for piece in pieces(x):
         result = dx[piece]

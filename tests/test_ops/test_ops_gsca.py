@@ -70,11 +70,12 @@ def test_rounds_no_more_than_the_reference(dtype, scale, offset):
 @pytest.mark.parametrize(
     'dtype', [torch.float32, torch.float16, torch.bfloat16]
 )
-@pytest.mark.parametrize('fill', [0.0, 1e-6, 1.0, 1e4])
-def test_constant_maps_are_finite(dtype, fill):
+@pytest.mark.parametrize('fill', [0.0, 1e-6, 0.7, 1e4])
+def test_constant_maps_have_no_correlations(dtype, fill):
     x = torch.full((2, 64, 6, 5), fill, dtype=dtype)
     y, dx = gradients(fused, x, torch.ones_like(x), 1, *SETTINGS)
-    assert y.isfinite().all() and dx.isfinite().all()
+    torch.testing.assert_close(y, x / 4)
+    torch.testing.assert_close(dx, torch.full_like(x, 0.25))
 
 
 def test_other_layouts():
