@@ -11,6 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmattn.compat.compiling import is_compiling
 from mmattn.registry import MODELS
 
 
@@ -36,6 +37,57 @@ def no_autocast(x: Tensor) -> contextlib.AbstractContextManager:
     if x.is_meta:  # shapes only; torch has no autocast for them
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+def is_traced() -> bool:
+    """Tell whether a compiler or an exporter records what is computed."""
+    return is_compiling() or torch.jit.is_tracing()
+
+
+def average(
+    x: Tensor, axes: tuple[int, ...], dtype: torch.dtype, keepdim: bool = False
+) -> Tensor:
+    """Return ``x.mean(axes, keepdim, dtype=dtype)``, with a cheaper gradient.
+
+    The gradient of a sum is a small tensor seen as a map; that of ``mean`` is
+    a map of its own.
+    """
+    wide = torch.promote_types(dtype, torch.float32)  # half would overflow
+    total = x.sum(axes, keepdim, dtype=wide)
+    count = 1
+    for axis in axes:
+        count *= x.shape[axis]
+    return (total / count).to(dtype)
+
+
+def multiply(x: Tensor, gate: Tensor) -> Tensor:
+    """Return ``x * gate``; without gradients in the memory of ``x``.
+
+    New memory costs more than the product itself.
+
+    Args:
+        x: A map that nothing else reads from here on.
+        gate: What it is multiplied by, of the same dtype.
+    """
+    if torch.is_grad_enabled() or is_traced():
+        return x * gate
+    return x.mul_(gate)
+
+
+def relative_norm(part: Tensor, x: Tensor) -> Tensor:
+    """Compare vectors of pixels by their norms.
+
+    Args:
+        part: A map, ``(B, C, H, W)``.
+        x: The map that it is compared with, of the same shape.
+
+    Returns:
+        The norm of each pixel's channels in ``part`` divided by that in
+        ``x``, ``(B, 1, H, W)``; 1 where both are zero, and finite everywhere.
+    """
+    part, x = (upcast(t).norm(dim=1, keepdim=True) for t in (part, x))
+    floor = 1e-6 * x.mean((2, 3), keepdim=True) + torch.finfo(x.dtype).tiny
+    return (part + floor) / (x + floor)
 
 
 def make_norm(norm_cfg: dict | None, width: int) -> nn.Module | None:
@@ -109,6 +161,9 @@ class Attention(BaseModule):
     class calls :meth:`reset_parameters` after that, and before the module's
     own ``init_cfg`` if it has one.
 
+    What a module does to a map shows in :meth:`attention_weights`, which is
+    apart from ``forward`` and costs a normal run nothing.
+
     A subclass sets ``_abbr_`` (the name in checkpoints, final once weights
     exist), takes ``in_channels`` first and returns the shape and dtype it was
     given. One with a special start overrides :meth:`reset_parameters`, calls
@@ -132,6 +187,37 @@ class Attention(BaseModule):
                 elif _starts_itself(module):
                     module.is_init = True
         super().init_weights()
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return what ``forward`` multiplies ``x`` by, without keeping it.
+
+        Every weight is ``(B, G, h, w)``: h is H or 1, w is W or 1, and G
+        divides C. Each of G groups of contiguous channels has a weight of its
+        own, so ``weight.repeat_interleave(C // G, 1)`` broadcasts to ``x``:
+
+        * ``(B, C, 1, 1)`` gates channels;
+        * ``(B, C, H, 1)`` gates rows, ``(B, C, 1, W)`` columns;
+        * ``(B, G, H, W)`` gates pixels: all channels alike (G is 1), those of
+          a head or group, or every value (G is C).
+
+        The product of all of them and of ``x`` is the output in evaluation
+        mode. Where a module shuffles channels that comes after, and weights
+        are in the order of the input's channels. A module that does not
+        multiply its input says in its class what it returns instead.
+
+        This default, for modules that say nothing, needs no more than their
+        output: ``'ratio'``, ``(B, 1, H, W)``, is the norm of each output
+        pixel relative to that of the input pixel. Where one factor a pixel
+        multiplies it, that is the factor; of channel gates it is the average,
+        of squares, over what the pixel holds.
+
+        Args:
+            x: The input, ``(B, C, H, W)``; stays as it is.
+
+        Returns:
+            The weights by name, in the order in which they apply.
+        """
+        return dict(ratio=relative_norm(self(x), x))
 
 
 def list_attentions() -> list[str]:

@@ -11,7 +11,27 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, make_norm, normalize
+from .base import (
+    Attention,
+    average,
+    check_positive,
+    is_traced,
+    make_norm,
+    multiply,
+    normalize,
+)
+
+
+def peak(x: Tensor, axis: int) -> Tensor:
+    """Return the maxima along an axis, which stays.
+
+    Where a gradient is needed, one of equal values gets it, as in the official
+    code. To share it, as that of ``amax`` is, takes several passes over the
+    map, which only a compiler makes one.
+    """
+    if x.requires_grad and torch.is_grad_enabled() and not is_traced():
+        return x.max(axis, keepdim=True).values
+    return x.amax(axis, keepdim=True)
 
 
 @MODELS.register_module()
@@ -80,22 +100,29 @@ class CBAM(Attention):
         )
         self.norm = make_norm(norm_cfg, 1)
 
-    def _gate_channels(self, x: Tensor) -> Tensor:
+    def _channel_gate(self, x: Tensor) -> Tensor:
         dtype = self.conv1.weight.dtype
-        mean = x.mean((2, 3), keepdim=True, dtype=dtype)
-        peak = x.amax((2, 3), keepdim=True).to(dtype)
-        mean, peak = (self.conv2(F.relu(self.conv1(z))) for z in (mean, peak))
-        return x * (mean + peak).sigmoid().to(x.dtype)
+        mean = average(x, (2, 3), dtype, keepdim=True)
+        top = peak(x.flatten(2), 2).unsqueeze(3).to(dtype)
+        mean, top = (self.conv2(F.relu(self.conv1(z))) for z in (mean, top))
+        return (mean + top).sigmoid().to(x.dtype)
 
-    def _gate_pixels(self, x: Tensor) -> Tensor:
+    def _pixel_gate(self, x: Tensor) -> Tensor:
+        """Gate pixels, perhaps in the memory of ``x``."""
         dtype = self.spatial.weight.dtype
-        mean = x.mean(1, keepdim=True, dtype=dtype)
-        peak = x.amax(1, keepdim=True).to(dtype)
-        logits = self.spatial(torch.cat([mean, peak], dim=1))
+        mean = average(x, (1,), dtype, keepdim=True)
+        top = peak(x, 1).to(dtype)
+        logits = self.spatial(torch.cat([mean, top], dim=1))
         if self.norm is not None:
             logits = normalize(self.norm, logits)
-        return x * logits.sigmoid().to(x.dtype)
+        return logits.sigmoid().to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate channels, then pixels, ``(B, C, H, W)`` to the same shape."""
-        return self._gate_pixels(self._gate_channels(x))
+        x = x * self._channel_gate(x)
+        return multiply(x, self._pixel_gate(x))
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gates, ``(B, C, 1, 1)`` and ``(B, 1, H, W)``."""
+        channel = self._channel_gate(x)
+        return dict(channel=channel, spatial=self._pixel_gate(x * channel))

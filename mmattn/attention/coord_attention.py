@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, normalize
+from .base import Attention, average, check_positive, multiply, normalize
 
 
 @MODELS.register_module()
@@ -68,13 +68,22 @@ class CoordAttention(Attention):
         self.expand_h = nn.Conv2d(width, in_channels, 1)
         self.expand_w = nn.Conv2d(width, in_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
+    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gates of rows and columns, broadcastable to ``x``."""
         dtype = self.squeeze.weight.dtype
-        rows, columns = x.mean(3, dtype=dtype), x.mean(2, dtype=dtype)
+        rows, columns = (average(x, (axis,), dtype) for axis in (3, 2))
         strips = torch.cat([rows, columns], 2).unsqueeze(3)  # (B, C, H+W, 1)
         squeezed = F.hardswish(normalize(self.norm, self.squeeze(strips)))
         f_h, f_w = squeezed.split(x.shape[2:], 2)
         gate_h = self.expand_h(f_h).sigmoid()
         gate_w = self.expand_w(f_w).sigmoid().transpose(2, 3)
-        return x * gate_h.to(x.dtype) * gate_w.to(x.dtype)
+        return gate_h.to(x.dtype), gate_w.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
+        gate_h, gate_w = self._gates(x)
+        return multiply(x * gate_h, gate_w)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gates, ``(B, C, H, 1)`` and ``(B, C, 1, W)``."""
+        return dict(zip(('rows', 'columns'), self._gates(x)))

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, no_autocast, upcast
+from .base import (
+    Attention,
+    check_positive,
+    no_autocast,
+    relative_norm,
+    upcast,
+)
 
 
 @MODELS.register_module()
@@ -77,8 +83,8 @@ class DoubleAttention(Attention):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the descriptors to ``x``, ``(B, C, H, W)`` to the same."""
+    def _added(self, x: Tensor) -> Tensor:
+        """Return what is added to ``x``, in its shape and dtype."""
         features = upcast(self.features(x)).flatten(2)  # (B, m, HW)
         gather = upcast(self.gather(x)).flatten(2)  # (B, n, HW)
         distribute = upcast(self.distribute(x)).flatten(2)
@@ -86,4 +92,16 @@ class DoubleAttention(Attention):
             descriptors = features @ gather.softmax(2).transpose(1, 2)
             z = descriptors @ distribute.softmax(1)  # (B, m, HW)
         z = z.unflatten(2, x.shape[2:]).to(self.conv_out.weight.dtype)
-        return x + self.conv_out(z).to(x.dtype)
+        return self.conv_out(z).to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the descriptors to ``x``, ``(B, C, H, W)`` to the same."""
+        return x + self._added(x)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the norm of what is added to a pixel, relative to its own.
+
+        The module multiplies nothing; 0 leaves the pixel as it is. The map
+        is ``(B, 1, H, W)``.
+        """
+        return dict(added=relative_norm(self._added(x), x))

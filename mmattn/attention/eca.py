@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive
+from .base import Attention, average, check_positive
 
 RULES = ('nearest', 'up', 'two_sizes')
 
@@ -97,8 +97,15 @@ class ECA(Attention):
             1, 1, kernel_size, padding=kernel_size // 2, bias=False
         )
 
+    def _gate(self, x: Tensor) -> Tensor:
+        pooled = average(x, (2, 3), self.conv.weight.dtype)
+        gate = self.conv(pooled.unsqueeze(1)).sigmoid()  # (B, 1, C)
+        return gate.squeeze(1)[..., None, None].to(x.dtype)
+
     def forward(self, x: Tensor) -> Tensor:
         """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
-        pooled = x.mean((2, 3), dtype=self.conv.weight.dtype)
-        gate = self.conv(pooled.unsqueeze(1)).sigmoid()  # (B, 1, C)
-        return x * gate.squeeze(1)[..., None, None].to(x.dtype)
+        return x * self._gate(x)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gate of every channel, ``(B, C, 1, 1)``."""
+        return dict(channel=self._gate(x))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, normalize
+from .base import Attention, average, check_positive, multiply, normalize
 
 
 @MODELS.register_module()
@@ -94,10 +94,14 @@ class ELA(Attention):
 
     def _gate(self, x: Tensor, axis: int) -> Tensor:
         """Return the gate along the axis that pooling ``axis`` leaves."""
-        sequence = x.mean(axis, dtype=self.conv.weight.dtype)
+        sequence = average(x, (axis,), self.conv.weight.dtype)
         gate = normalize(self.norm, self.conv(sequence)).sigmoid()
         return gate.to(x.dtype).unsqueeze(axis)
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
-        return x * self._gate(x, axis=3) * self._gate(x, axis=2)
+        return multiply(x * self._gate(x, axis=3), self._gate(x, axis=2))
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gates, ``(B, C, H, 1)`` and ``(B, C, 1, W)``."""
+        return dict(rows=self._gate(x, axis=3), columns=self._gate(x, axis=2))

@@ -10,11 +10,19 @@ silent the numbers follow the official module
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, normalize, upcast
+from .base import (
+    Attention,
+    average,
+    check_positive,
+    multiply,
+    normalize,
+    upcast,
+)
 
 
 def _cross(descriptor: Tensor, maps: Tensor) -> Tensor:
@@ -28,7 +36,8 @@ def _cross(descriptor: Tensor, maps: Tensor) -> Tensor:
         One logit a pixel, ``(N, 1, H * W)``.
     """
     weight = upcast(descriptor).softmax(1).to(maps.dtype).unsqueeze(1)
-    return weight @ maps.flatten(2)
+    # In three dimensions torch would copy the map to share one weight.
+    return (weight[None] @ maps.flatten(2)[None]).squeeze(0)
 
 
 @MODELS.register_module()
@@ -81,24 +90,52 @@ class EMA(Attention):
         self.conv3x3 = nn.Conv2d(width, width, 3, padding=1)
         self.norm = nn.GroupNorm(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gate the pixels of ``x``, ``(B, C, H, W)`` to the same shape."""
+    def _convolve(self, x: Tensor) -> Tensor:
+        """Convolve every group, ``(B, C, H, W)`` to the same.
+
+        As one convolution in groups: with as many images of so few channels
+        each, the same takes up to four times as long.
+        """
+        weight = self.conv3x3.weight.repeat(self.groups, 1, 1, 1)
+        bias = self.conv3x3.bias.repeat(self.groups)
+        return F.conv2d(x, weight, bias, padding=1, groups=self.groups)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """Make images of groups, ``(B, C, H, W)`` to ``(B * G, C/G, H, W)``.
+        """
+        return x.unflatten(1, (self.groups, -1)).flatten(0, 1)
+
+    def _gate(self, x: Tensor, part: Tensor) -> Tensor:
+        """Return the gate of every pixel of a group, ``(B * G, 1, H, W)``.
+
+        Args:
+            x: The map.
+            part: The same, split.
+        """
         height, width = x.shape[2:]
         dtype = self.conv1x1.weight.dtype
-        part = x.unflatten(1, (self.groups, -1)).flatten(0, 1)  # (BG, C/G, ..)
-
-        rows, columns = part.mean(3, dtype=dtype), part.mean(2, dtype=dtype)
+        rows, columns = (average(part, (axis,), dtype) for axis in (3, 2))
         strips = torch.cat([rows, columns], 2).unsqueeze(3)
         gates = self.conv1x1(strips).sigmoid().to(x.dtype)
         gate_h, gate_w = gates.split((height, width), 2)
 
-        u = normalize(self.norm, part * gate_h * gate_w.transpose(2, 3))
-        v = self.conv3x3(part)
+        gated = multiply(part * gate_h, gate_w.transpose(2, 3))
+        u = normalize(self.norm, gated)
+        v = self._convolve(part.reshape(x.shape)).reshape(part.shape)
         mean_u = self.norm.bias.unsqueeze(0)  # whatever the image
-        mean_v = v.mean((2, 3), dtype=dtype)
+        mean_v = average(v, (2, 3), dtype)
         logits = _cross(mean_u, v) + _cross(mean_v, u)
-        gate = logits.sigmoid().to(x.dtype).unflatten(2, (height, width))
-        return (part * gate).reshape(x.shape)
+        return logits.sigmoid().to(x.dtype).unflatten(2, (height, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate the pixels of ``x``, ``(B, C, H, W)`` to the same shape."""
+        part = self._split(x)
+        return (part * self._gate(x, part)).reshape(x.shape)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gate of every pixel of a group, ``(B, G, H, W)``."""
+        gate = self._gate(x, self._split(x))
+        return dict(spatial=gate.squeeze(1).unflatten(0, (-1, self.groups)))
 
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""

@@ -140,15 +140,25 @@ class FCA(Attention):
         rows = axis_basis(u, self.dct_size, x.shape[2])
         columns = axis_basis(v, self.dct_size, x.shape[3])
         basis = (rows[:, :, None] * columns[:, None, :]).flatten(1)  # (n, HW)
-        groups = x.unflatten(1, (len(self.grid), -1))  # (B, n, C/n, H, W)
-        return (groups.flatten(3) @ basis[..., None]).flatten(1)
+        groups = x.flatten(2).unflatten(1, (len(self.grid), -1))
+        # Rows, seen as columns: with the same values in memory of that shape
+        # the product takes five times as long.
+        basis = basis.repeat(x.shape[0], 1).unsqueeze(1)  # (B n, 1, HW)
+        return torch.bmm(groups.flatten(0, 1), basis.mT).view(x.shape[:2])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
+    def _gate(self, x: Tensor) -> Tensor:
         with no_autocast(x):
             z = self._coefficients(upcast(x))
         gate = self.fc2(F.relu(self.fc1(z.to(self.fc1.weight.dtype))))
-        return x * gate.sigmoid()[..., None, None].to(x.dtype)
+        return gate.sigmoid()[..., None, None].to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
+        return x * self._gate(x)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gate of every channel, ``(B, C, 1, 1)``."""
+        return dict(channel=self._gate(x))
 
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""

@@ -6,7 +6,8 @@ The paper names no code; its only listing (figure 4) does not run as printed.
 
 from torch import Tensor
 
-from mmattn.ops.gsca import gsca
+from mmattn.ops.dispatch import precision_of
+from mmattn.ops.gsca import gsca, similarity_map, weigh
 from mmattn.registry import MODELS
 
 from .base import Attention, check_positive
@@ -132,6 +133,12 @@ class GSCA(Attention):
             self.similarity,
             self.eps,
         )
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the weight of every pixel of a head, ``(B, heads, H, W)``."""
+        heads = x.to(precision_of(x)).unflatten(1, (self.num_heads, -1))
+        score = similarity_map(heads, self.similarity, self.eps)
+        return dict(weight=weigh(score, self.alpha, self.reverse).squeeze(2))
 
     def extra_repr(self) -> str:
         """Return the settings, for ``repr``."""

@@ -84,12 +84,19 @@ class GSoP(Attention):
         )
         self.expand = nn.Conv2d(width, in_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
+    def _gate(self, x: Tensor) -> Tensor:
         z = normalize(self.norm, self.reduce(x.relu())).relu()
         with no_autocast(x):
             logits = self._excite(covariance(upcast(z)))
-        return x * logits.sigmoid().to(x.dtype)
+        return logits.sigmoid().to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
+        return x * self._gate(x)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gate of every channel, ``(B, C, 1, 1)``."""
+        return dict(channel=self._gate(x))
 
     def _excite(self, rows: Tensor) -> Tensor:
         """Return one logit a channel, ``(B, d, d)`` to ``(B, C, 1, 1)``."""

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, no_autocast, normalize, upcast
+from .base import (
+    Attention,
+    check_positive,
+    no_autocast,
+    normalize,
+    relative_norm,
+    upcast,
+)
 
 MODES = ('gaussian', 'embedded_gaussian', 'dot_product', 'concatenation')
 
@@ -126,8 +133,8 @@ class NonLocal(Attention):
             return scores / phi.shape[2]
         return scores.softmax(2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the weighted average to ``x``, ``(B, C, H, W)`` to the same."""
+    def _added(self, x: Tensor) -> Tensor:
+        """Return what is added to ``x``, in its shape and dtype."""
         embedded = self.mode != 'gaussian'
         theta = upcast((self.theta(x) if embedded else x).flatten(2))
         phi = self._pool(self.phi(x) if embedded else x)
@@ -139,7 +146,19 @@ class NonLocal(Attention):
         )
         if self.conv_out.with_norm:
             out = normalize(self.conv_out.norm, out)
-        return x + out.to(x.dtype)
+        return out.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the weighted average to ``x``, ``(B, C, H, W)`` to the same."""
+        return x + self._added(x)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the norm of what is added to a pixel, relative to its own.
+
+        The module multiplies nothing; 0 leaves the pixel as it is. The map
+        is ``(B, 1, H, W)``.
+        """
+        return dict(added=relative_norm(self._added(x), x))
 
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""

@@ -164,6 +164,11 @@ class SMSA(Attention):
         """Gate rows and columns of ``x``, ``(B, C, H, W)`` to the same."""
         return ops.gate_axes(x, *self.axis_gates(*ops.axis_means(x)))
 
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gates, ``(B, C, H, 1)`` and ``(B, C, 1, W)``."""
+        gate_h, gate_w = self.axis_gates(*ops.axis_means(x))
+        return dict(rows=gate_h.unsqueeze(3), columns=gate_w.unsqueeze(2))
+
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""
         return f'gate={self.gate!r}, norm_first={self.norm_first}'
@@ -280,6 +285,11 @@ class PCSA(Attention):
         x = ops.gate_channels(x, self.channel_gate(pooled))
         return self.interleave(x)
 
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gate of every channel, ``(B, C, 1, 1)``."""
+        gate = self.channel_gate(ops.pool(x, self.window_size))
+        return dict(channel=gate[..., None, None])
+
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""
         return (
@@ -369,6 +379,18 @@ class SCSA(Attention):
             self.pcsa.window_size,
         )
         return self.pcsa.interleave(x)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gates of :class:`SMSA` and of :class:`PCSA`."""
+        if self.channel_first:
+            weights = self.pcsa.attention_weights(x)
+            after = self.smsa.attention_weights(self.pcsa(x))
+            # Those behind a shuffle are put back into the input's order.
+            channels = torch.arange(x.shape[1], device=x.device)
+            order = self.pcsa.interleave(channels[None])[0].argsort()
+            return weights | {k: gate[:, order] for k, gate in after.items()}
+        weights = self.smsa.attention_weights(x)
+        return weights | self.pcsa.attention_weights(self.smsa(x))
 
     def extra_repr(self) -> str:
         """Return the setting that the child modules do not show."""

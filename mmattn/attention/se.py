@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, make_norm, normalize
+from .base import Attention, average, check_positive, make_norm, normalize
 
 
 @MODELS.register_module()
@@ -65,10 +65,17 @@ class SE(Attention):
         self.norm = make_norm(norm_cfg, width)
         self.conv2 = nn.Conv2d(width, in_channels, 1, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
+    def _gate(self, x: Tensor) -> Tensor:
         dtype = self.conv1.weight.dtype
-        hidden = self.conv1(x.mean((2, 3), keepdim=True, dtype=dtype))
+        hidden = self.conv1(average(x, (2, 3), dtype, keepdim=True))
         if self.norm is not None:
             hidden = normalize(self.norm, hidden)
-        return x * self.conv2(F.relu(hidden)).sigmoid().to(x.dtype)
+        return self.conv2(F.relu(hidden)).sigmoid().to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Gate the channels of ``x``, ``(B, C, H, W)`` to the same shape."""
+        return x * self._gate(x)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gate of every channel, ``(B, C, 1, 1)``."""
+        return dict(channel=self._gate(x))

@@ -10,11 +10,12 @@ follows the official module (https://github.com/wofmanaf/SA-Net).
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, normalize
+from .base import Attention, average, check_positive, multiply
 
 
 @MODELS.register_module()
@@ -81,19 +82,59 @@ class ShuffleAttention(Attention):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate and shuffle ``x``, ``(B, C, H, W)`` to the same shape."""
+        u, v = self._halves(x)
+        u = u * self._channel_gate(u).to(x.dtype)
+        v = multiply(self._pixel_gate(v).to(x.dtype), v)
+        return self._shuffle(u, v)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gate of every value before the shuffle, as ``x``."""
+        u, v = self._halves(x)
+        gates = [self._channel_gate(u).expand_as(u), self._pixel_gate(v)]
+        return dict(weight=torch.cat(gates, 1).reshape(x.shape))
+
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Split groups, to twice ``(B * groups, C / (2 * groups), H, W)``."""
         halves = x.unflatten(1, (self.groups, 2, -1)).flatten(0, 1)
-        u, v = halves.unbind(1)  # (B * groups, C / (2 * groups), H, W)
+        return halves.unbind(1)
 
-        mean = u.mean((2, 3), keepdim=True, dtype=self.channel_scale.dtype)
-        channel = mean * self.channel_scale + self.channel_shift
-        normal = normalize(self.norm, v)
-        spatial = normal * self.spatial_scale + self.spatial_shift
+    def _channel_gate(self, x: Tensor) -> Tensor:
+        """Return the gate of every channel, ``(N, C, H, W)`` to one pixel."""
+        mean = average(x, (2, 3), self.channel_scale.dtype, keepdim=True)
+        return (mean * self.channel_scale + self.channel_shift).sigmoid()
 
-        u = u * channel.sigmoid().to(x.dtype)
-        v = v * spatial.sigmoid().to(x.dtype)
-        out = torch.stack([u, v], 1).reshape(x.shape)
-        # Channel shuffle: (2, C / 2) to (C / 2, 2).
-        return out.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    def _pixel_gate(self, x: Tensor) -> Tensor:
+        """Return the gate of every pixel, ``(N, C, H, W)`` to the same."""
+        scale, shift = self.spatial_scale.flatten(), self.spatial_shift.flatten()
+        # The norm's own scale and shift come first; both together are one.
+        weight = self.norm.weight * scale
+        bias = self.norm.bias * scale + shift
+        norm = self.norm
+        x = x.to(weight.dtype)
+        logits = F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
+        return logits.sigmoid_()
+
+    def _shuffle(self, u: Tensor, v: Tensor) -> Tensor:
+        """Join the halves of groups and shuffle channels.
+
+        The channels become (C / 2, 2) from (2, C / 2).
+
+        Args:
+            u: The first half of every group, ``(B * groups, w, H, W)``.
+            v: The second.
+
+        Returns:
+            The map, ``(B, C, H, W)``.
+        """
+        if self.groups % 2:
+            out = torch.stack([u, v], 1).unflatten(0, (-1, self.groups))
+            out = out.flatten(1, 3).unflatten(1, (2, -1))
+            return out.transpose(1, 2).flatten(1, 2)
+        # No group lies in both halves of the map: shuffling u and v before
+        # they are joined saves a copy.
+        halves = (-1, 2, self.groups // 2)
+        parts = [z.unflatten(0, halves).movedim(1, 3) for z in (u, v)]
+        return torch.stack(parts, 2).flatten(1, 4)
 
     def extra_repr(self) -> str:
         """Return the settings that the child modules do not show."""

@@ -133,8 +133,9 @@ def gate(x: Tensor, gate_h: Tensor, gate_w: Tensor, gate_c: Tensor) -> Tensor:
     gate_h = gate_h * gate_c.unsqueeze(2)
     x, y, h, w = planes(x, out, gate_h, gate_w)
     for piece in pieces(x):
-        gated = torch.mul(x[piece], h[piece, :, None], out=y[piece])
-        gated *= w[piece, None]
+        # The plane of gates first: rows of few pixels are slow to repeat.
+        gates = torch.mul(h[piece, :, None], w[piece, None], out=y[piece])
+        gates *= x[piece]
     return out
 
 
@@ -157,7 +158,6 @@ def gate_backward(
         torch.sum(result, 2, out=flat_h[piece])
         product *= rows
         torch.sum(product, 1, out=flat_w[piece])
-        torch.mul(grad[piece], rows, out=result)
-        result *= columns
+        torch.mul(rows, columns, out=result).mul_(grad[piece])
     to_c = (to_h * gate_h).sum(2)
     return out, to_h * gate_c.unsqueeze(2), to_w, to_c

@@ -6,8 +6,12 @@ classifiers of mmpretrain.
 """
 
 import argparse
+import contextlib
 import difflib
+import os
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -44,6 +48,100 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         help='Override settings of the config, as in tools/train.py.',
     )
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what tools have that set several models side by side.
+
+    Those are the images, ``--model``, ``--names``, ``--out-dir`` and what
+    :func:`add_device_arguments` adds.
+    """
+    parser.add_argument(
+        'images', nargs='+', help='Image files, or folders of them.'
+    )
+    parser.add_argument(
+        '--model',
+        nargs=2,
+        action='append',
+        required=True,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='A config and its checkpoint, a file or URL. Once for each of '
+        'the models that are to stand side by side.',
+    )
+    parser.add_argument(
+        '--names',
+        nargs='+',
+        help='Titles of the models. Default: the names of their configs.',
+    )
+    parser.add_argument(
+        '--out-dir', required=True, help='Folder for the results.'
+    )
+    add_device_arguments(parser)
+
+
+def check_model_arguments(args: argparse.Namespace) -> None:
+    """Raise ConfigError for what cannot be done, before any work.
+
+    Args:
+        args: Namespace with what :func:`add_model_arguments` adds.
+    """
+    names = args.names or []
+    if names and len(names) != len(args.model):
+        raise ConfigError(
+            f'--names gives {len(names)} titles to {len(args.model)} models'
+        )
+    if len(set(names)) < len(names):
+        raise ConfigError(f'--names {" ".join(names)}: a title comes twice')
+    there = _first_existing(Path(args.out_dir).absolute())
+    if not there.is_dir():
+        raise ConfigError(f'--out-dir {args.out_dir}: {there} is a file')
+    try:
+        torch.empty(1, device=args.device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition('\n')[0]
+        raise ConfigError(f'--device {args.device}: {reason}') from error
+
+
+def load_models(args: argparse.Namespace) -> list['TrainedModel']:
+    """Load the models of ``--model``, each with a ``name`` of its own.
+
+    Args:
+        args: Namespace with what :func:`add_model_arguments` adds.
+    """
+    names = args.names or [Path(config).stem for config, _ in args.model]
+    if len(set(names)) < len(names):  # one config, several checkpoints
+        names = [
+            f'{name} {Path(checkpoint).stem}'
+            for name, (_, checkpoint) in zip(names, args.model)
+        ]
+    models = [
+        TrainedModel(config, checkpoint, args.device, args.cfg_options)
+        for config, checkpoint in args.model
+    ]
+    for model, name in zip(models, names):
+        model.name = name
+    return models
+
+
+@contextlib.contextmanager
+def all_or_nothing(folder: str | Path) -> Iterator[Path]:
+    """Give a folder whose files go into another one at the end.
+
+    After an error there is none of them, and no new folder.
+    """
+    folder = Path(folder).absolute()
+    with tempfile.TemporaryDirectory(
+        prefix='.partial-', dir=_first_existing(folder)
+    ) as partial:
+        yield Path(partial)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(Path(partial).iterdir()):
+            os.replace(file, folder / file.name)
+
+
+def _first_existing(folder: Path) -> Path:
+    """Return an absolute path, or the nearest parent that there is."""
+    return next(p for p in (folder, *folder.parents) if p.exists())
 
 
 def find_images(paths: list[str]) -> list[Path]:
@@ -157,10 +255,60 @@ class TrainedModel:
             mean, std = preprocessor.mean.cpu(), preprocessor.std.cpu()
             image = image * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
         image = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+        return np.ascontiguousarray(
+            image if self._takes_rgb() else image[..., ::-1]
+        )
+
+    def normalize(self, image: np.ndarray) -> Tensor:
+        """Do what :meth:`picture` undoes, without the test pipeline.
+
+        Args:
+            image: RGB, ``(H, W, 3)``, uint8.
+
+        Returns:
+            ``(1, 3, H, W)``, on the model's device.
+        """
+        preprocessor = self.model.data_preprocessor
+        image = image if self._takes_rgb() else image[..., ::-1]
+        image = np.ascontiguousarray(image.transpose(2, 0, 1))
+        inputs = torch.from_numpy(image).to(preprocessor.device).float()
+        if getattr(preprocessor, '_enable_normalize', False):
+            inputs = (inputs - preprocessor.mean) / preprocessor.std
+        return inputs[None]
+
+    def _takes_rgb(self) -> bool:
         # Images are read as BGR; these settings swap that for the model.
         cfg = self.cfg.model.data_preprocessor
-        rgb = cfg.get('bgr_to_rgb') or cfg.get('to_rgb')
-        return np.ascontiguousarray(image if rgb else image[..., ::-1])
+        return bool(cfg.get('bgr_to_rgb') or cfg.get('to_rgb'))
+
+    def stages(self) -> list[str]:
+        """Name the layers at the ends of the backbone's stages, in order.
+
+        Stages are numbered as plugins number them; MobileNetV2 and
+        ShuffleNetV2 have a convolution behind them, which comes last.
+
+        Raises:
+            ConfigError: If the backbone is not built of stages.
+        """
+        backbone = self.model.backbone
+        kinds = ('res_layers', 'stages', 'layers')
+        kind = next((k for k in kinds if getattr(backbone, k, None)), None)
+        if kind is None:
+            raise ConfigError(
+                f'{self.name}: it is not known what the stages of a '
+                f'{type(backbone).__name__} are'
+            )
+        stages = getattr(backbone, kind)
+        names = [
+            stage if isinstance(stage, str) else f'{kind}.{i}'
+            for i, stage in enumerate(stages)
+        ]
+        # A stage of Swin returns more than its map, its last block does not.
+        blocks = [getattr(self.module(name), 'blocks', ()) for name in names]
+        return [
+            f'{name}.blocks.{len(inner) - 1}' if len(inner) else name
+            for name, inner in zip(names, blocks)
+        ]
 
     def module(self, name: str) -> nn.Module:
         """Return a module by its dotted name, with or without ``backbone.``.
@@ -182,6 +330,33 @@ class TrainedModel:
             f'{self.name} has no layer {name!r}; there are '
             f'{", ".join(shown)} and others, {len(short)} in all'
         )
+
+
+def as_map(output: Tensor, size: tuple[int, int], name: str) -> Tensor:
+    """Lay out what a layer returns as a map.
+
+    Args:
+        output: Map ``(B, C, H', W')``, which is returned as it is, or tokens
+            ``(B, H' * W', C)``, as Swin's blocks return them.
+        size: Height and width of the model's input.
+        name: Name of the layer, for the message.
+
+    Raises:
+        ConfigError: If it is neither.
+    """
+    dimensions = output.ndim if isinstance(output, Tensor) else 0
+    if dimensions == 4:
+        return output
+    for stride in (4, 8, 16, 32, 64) if dimensions == 3 else ():
+        grid = [-(-side // stride) for side in size]
+        if output.shape[1] == grid[0] * grid[1]:
+            return output.transpose(1, 2).unflatten(2, grid)
+    what = (
+        f'of shape {tuple(output.shape)}'
+        if dimensions
+        else f'a {type(output).__name__}'
+    )
+    raise ConfigError(f'layer {name!r} returns {what}, which is no map')
 
 
 def load_model(cfg: Config, checkpoint: str, device: str) -> nn.Module:
