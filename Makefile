@@ -4,6 +4,7 @@
 
 VENV ?= .venv
 ATTN ?= scsa
+JOBS ?= 2
 PYTEST_ARGS ?=
 
 # The environment's own Python when there is one, else the first on PATH that
@@ -19,15 +20,15 @@ BOOTSTRAP = $(PYTHON) tools/bootstrap.py --venv $(VENV) --extras
 
 help:  ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
-	@echo 'Variables: PYTHON (3.10 to 3.12), VENV ($(VENV)), ATTN ($(ATTN)), PYTEST_ARGS'
+	@echo 'Variables: PYTHON (3.10 to 3.12), VENV ($(VENV)), ATTN ($(ATTN)), JOBS ($(JOBS)), PYTEST_ARGS'
 
 demo:  ## Train and evaluate a small detector with ATTN on the CPU
 	@$(BOOTSTRAP) mm,optional
 	@$(VPYTHON) tools/demo.py --attn $(ATTN)
 
-test:  ## Run the tests; PYTEST_ARGS goes to pytest
+test:  ## Run the tests in JOBS processes; PYTEST_ARGS goes to pytest
 	@$(BOOTSTRAP) mm,optional,tests
-	@$(VPYTHON) -m pytest $(PYTEST_ARGS)
+	@$(VPYTHON) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint:  ## Check style with ruff
 	@$(VPYTHON) -m ruff --version >/dev/null 2>&1 || $(BOOTSTRAP) tests

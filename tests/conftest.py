@@ -9,8 +9,11 @@ import torch
 
 import mmattn  # noqa: F401 (before any framework)
 
-# Two small jobs on two cores; more threads only wait for each other.
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Small jobs: more threads than cores for each process only wait for each
+# other.
+PROCESSES = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1))
+CORES = min(2, os.cpu_count() or 1)
+torch.set_num_threads(max(1, CORES // PROCESSES))
 
 ROOT = Path(__file__).parents[1]
 
