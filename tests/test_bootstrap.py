@@ -411,7 +411,12 @@ def test_unknown_extra(checkout, capsys):
 
 
 def test_extras_of_the_project():
-    assert bootstrap.known_extras(str(ROOT)) == ['mm', 'optional', 'visual', 'tests']
+    assert bootstrap.known_extras(str(ROOT)) == [
+        'mm',
+        'optional',
+        'visual',
+        'tests',
+    ]
 
 
 def test_pip_failure_is_logged_in_full(checkout, tmp_path, capsys):

@@ -56,7 +56,7 @@ def average(
     total = x.sum(axes, keepdim, dtype=wide)
     count = 1
     for axis in axes:
-        count *= x.shape[axis]
+        count = count * x.shape[axis]
     return (total / count).to(dtype)
 
 
@@ -83,11 +83,12 @@ def relative_norm(part: Tensor, x: Tensor) -> Tensor:
 
     Returns:
         The norm of each pixel's channels in ``part`` divided by that in
-        ``x``, ``(B, 1, H, W)``; 1 where both are zero, and finite everywhere.
+        ``x``, ``(B, 1, H, W)``. Below a thousandth of the image's average
+        the latter counts as such, so that all is finite.
     """
     part, x = (upcast(t).norm(dim=1, keepdim=True) for t in (part, x))
-    floor = 1e-6 * x.mean((2, 3), keepdim=True) + torch.finfo(x.dtype).tiny
-    return (part + floor) / (x + floor)
+    floor = 1e-3 * x.mean((2, 3), keepdim=True)
+    return part / x.maximum(floor).clamp(min=1e-12)
 
 
 def make_norm(norm_cfg: dict | None, width: int) -> nn.Module | None:

@@ -25,11 +25,13 @@ from .base import (
 def peak(x: Tensor, axis: int) -> Tensor:
     """Return the maxima along an axis, which stays.
 
-    Where a gradient is needed, one of equal values gets it, as in the official
-    code. To share it, as that of ``amax`` is, takes several passes over the
-    map, which only a compiler makes one.
+    The gradient of ``amax`` is shared by equal values, which takes several
+    passes over the map unless a compiler makes them one. They are common in
+    half precision only; else one of them gets it, as in the official code.
     """
-    if x.requires_grad and torch.is_grad_enabled() and not is_traced():
+    differentiable = x.requires_grad and torch.is_grad_enabled()
+    half = torch.finfo(x.dtype).bits < 32
+    if differentiable and not half and not is_traced():
         return x.max(axis, keepdim=True).values
     return x.amax(axis, keepdim=True)
 

@@ -88,14 +88,30 @@ class CPCA(Attention):
         """Turn one value a channel into one weight, ``(B, C, 1, 1)``."""
         return self.expand(self.squeeze(descriptor).relu()).sigmoid()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend to ``x``, ``(B, C, H, W)`` to the same shape."""
-        z = F.gelu(self.mix(x))
+    def _channel_gate(self, z: Tensor) -> Tensor:
+        """Return the gate of every channel of ``z``, ``(B, C, 1, 1)``."""
         dtype = self.squeeze.weight.dtype
         mean = z.mean((2, 3), keepdim=True, dtype=dtype)
         peak = z.amax((2, 3), keepdim=True).to(dtype)
-        prior = z * (self._gate(mean) + self._gate(peak)).to(z.dtype)
+        return (self._gate(mean) + self._gate(peak)).to(z.dtype)
 
+    def _pixel_gate(self, prior: Tensor) -> Tensor:
+        """Return the gate of every value of ``prior``, in its shape."""
         local = self.local(prior)
         context = sum((strip(local) for strip in self.strips), start=local)
-        return self.mix(prior * self.mix(context)).to(x.dtype)
+        return self.mix(context)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend to ``x``, ``(B, C, H, W)`` to the same shape."""
+        z = F.gelu(self.mix(x))
+        prior = z * self._channel_gate(z)
+        return self.mix(prior * self._pixel_gate(prior)).to(x.dtype)
+
+    def attention_weights(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the gates, ``(B, C, 1, 1)`` and ``(B, C, H, W)``.
+
+        They gate the map :math:`z` inside the module, not its input.
+        """
+        z = F.gelu(self.mix(x))
+        channel = self._channel_gate(z)
+        return dict(channel=channel, spatial=self._pixel_gate(z * channel))

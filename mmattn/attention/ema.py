@@ -91,18 +91,17 @@ class EMA(Attention):
         self.norm = nn.GroupNorm(width, width)
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """Convolve every group, ``(B, C, H, W)`` to the same.
+        """Convolve every group of channels, ``(B, C, H, W)`` to the same.
 
-        As one convolution in groups: with as many images of so few channels
-        each, the same takes up to four times as long.
+        One convolution with groups: where each group is an image of its own,
+        of very few channels, it takes up to four times as long.
         """
         weight = self.conv3x3.weight.repeat(self.groups, 1, 1, 1)
         bias = self.conv3x3.bias.repeat(self.groups)
         return F.conv2d(x, weight, bias, padding=1, groups=self.groups)
 
     def _split(self, x: Tensor) -> Tensor:
-        """Make images of groups, ``(B, C, H, W)`` to ``(B * G, C/G, H, W)``.
-        """
+        """Make groups images, ``(B, C, H, W)`` to ``(B G, C / G, H, W)``."""
         return x.unflatten(1, (self.groups, -1)).flatten(0, 1)
 
     def _gate(self, x: Tensor, part: Tensor) -> Tensor:

@@ -141,9 +141,8 @@ class FCA(Attention):
         columns = axis_basis(v, self.dct_size, x.shape[3])
         basis = (rows[:, :, None] * columns[:, None, :]).flatten(1)  # (n, HW)
         groups = x.flatten(2).unflatten(1, (len(self.grid), -1))
-        # Rows, seen as columns: with the same values in memory of that shape
-        # the product takes five times as long.
-        basis = basis.repeat(x.shape[0], 1).unsqueeze(1)  # (B n, 1, HW)
+        # Rows, transposed: the product with columns takes five times as long.
+        basis = basis.repeat(x.shape[0], 1).unsqueeze(1)  # (B * n, 1, HW)
         return torch.bmm(groups.flatten(0, 1), basis.mT).view(x.shape[:2])
 
     def _gate(self, x: Tensor) -> Tensor:

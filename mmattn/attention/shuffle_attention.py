@@ -105,12 +105,11 @@ class ShuffleAttention(Attention):
 
     def _pixel_gate(self, x: Tensor) -> Tensor:
         """Return the gate of every pixel, ``(N, C, H, W)`` to the same."""
-        scale, shift = self.spatial_scale.flatten(), self.spatial_shift.flatten()
-        # The norm's own scale and shift come first; both together are one.
-        weight = self.norm.weight * scale
-        bias = self.norm.bias * scale + shift
-        norm = self.norm
-        x = x.to(weight.dtype)
+        norm, scale = self.norm, self.spatial_scale.flatten()
+        # The norm's own scale and shift, then the module's: together one.
+        weight = norm.weight * scale
+        bias = norm.bias * scale + self.spatial_shift.flatten()
+        x = x.to(scale.dtype)
         logits = F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
         return logits.sigmoid_()
 

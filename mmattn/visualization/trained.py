@@ -8,11 +8,13 @@ classifiers of mmpretrain.
 import argparse
 import contextlib
 import difflib
+import io
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,12 +55,21 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what tools have that set several models side by side.
 
-    Those are the images, ``--model``, ``--names``, ``--out-dir`` and what
-    :func:`add_device_arguments` adds.
+    Those are the images, ``--out-dir`` and what :func:`add_models` and
+    :func:`add_device_arguments` add.
     """
     parser.add_argument(
         'images', nargs='+', help='Image files, or folders of them.'
     )
+    add_models(parser)
+    parser.add_argument(
+        '--out-dir', required=True, help='Folder for the results.'
+    )
+    add_device_arguments(parser)
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model`` and ``--names``."""
     parser.add_argument(
         '--model',
         nargs=2,
@@ -73,10 +84,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         help='Titles of the models. Default: the names of their configs.',
     )
-    parser.add_argument(
-        '--out-dir', required=True, help='Folder for the results.'
-    )
-    add_device_arguments(parser)
 
 
 def check_model_arguments(args: argparse.Namespace) -> None:
@@ -107,6 +114,11 @@ def load_models(args: argparse.Namespace) -> list['TrainedModel']:
 
     Args:
         args: Namespace with what :func:`add_model_arguments` adds.
+
+    Raises:
+        ConfigError: If two would have one name, or a checkpoint does not fit
+            its config.
+        FileNotFoundError: If a file does not exist.
     """
     names = args.names or [Path(config).stem for config, _ in args.model]
     if len(set(names)) < len(names):  # one config, several checkpoints
@@ -114,6 +126,11 @@ def load_models(args: argparse.Namespace) -> list['TrainedModel']:
             f'{name} {Path(checkpoint).stem}'
             for name, (_, checkpoint) in zip(names, args.model)
         ]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ConfigError(
+                f'{count} models are called {name}; give --names'
+            )
     models = [
         TrainedModel(config, checkpoint, args.device, args.cfg_options)
         for config, checkpoint in args.model
@@ -163,6 +180,39 @@ def find_images(paths: list[str]) -> list[Path]:
             raise FileNotFoundError(f'no image {path}, nor a folder of images')
         images += sorted(found)
     return images
+
+
+def evenly(total: int, limit: int | None) -> list[int]:
+    """Choose images of a data set, evenly spread, as it is often sorted.
+
+    Args:
+        total: Number of images that there are.
+        limit: Number of images wanted; None for all.
+
+    Returns:
+        Their indices, rising.
+    """
+    count = min(total, limit or total)
+    return (np.arange(count) * total // count).tolist()
+
+
+def build_test_data(cfg: Config) -> Any:
+    """Build the test data set of a config, without a word.
+
+    Raises:
+        ConfigError: If it cannot be read, as when it has no images.
+        FileNotFoundError: If it is not there.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return DATASETS.build(cfg.test_dataloader.dataset)
+    except ConfigError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = str(error).partition('\n')[0]
+        raise ConfigError(
+            f'the test data cannot be read; is it complete? {reason}'
+        ) from error
 
 
 class TrainedModel:
