@@ -321,6 +321,18 @@ def test_results_grow_with_the_picture(tool):
     )  # fmt: skip
 
 
+def look_alike(got, want):
+    """Tell whether images are the same but for a shift of about a pixel.
+
+    Versions of matplotlib place the image differently on the canvas.
+    """
+    small = [
+        cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).astype(int)
+        for image in (got, want)
+    ]
+    return np.abs(small[0] - small[1]).mean() < 12
+
+
 def test_what_is_drawn(tool, demo, digits, monkeypatch):
     monkeypatch.chdir(digits)
     data = load_data(tool, demo, MASK)
@@ -334,12 +346,15 @@ def test_what_is_drawn(tool, demo, digits, monkeypatch):
     low, high = (
         tool.Panels(model, data.data.metainfo, 64, thr) for thr in (0.4, 0.6)
     )
-    plain = cv2.resize(case.image, (64, 64), interpolation=cv2.INTER_AREA)
-    assert np.array_equal(high.draw(case, result), plain[..., ::-1])
+    nothing = BaseDataElement(pred_instances=found[:0])
+    plain = high.draw(case, nothing)
+    want = cv2.resize(case.image, (64, 64), interpolation=cv2.INTER_AREA)
+    assert look_alike(plain, want[..., ::-1])
+    assert np.array_equal(high.draw(case, result), plain)
     drawn = low.draw(case, result)
     inside = case.truth.gt_instances.masks.any(0).numpy().astype(np.uint8)
     inside = cv2.erode(inside, np.ones((9, 9)))[1::2, 1::2] > 0
-    assert inside.any() and (drawn != plain[..., ::-1]).any(-1)[inside].all()
+    assert inside.any() and (drawn != plain).any(-1)[inside].all()
     # mmdet draws the colours of masks at random.
     np.random.seed(9)
     assert np.array_equal(low.draw(case, result), drawn)
@@ -405,7 +420,8 @@ def test_worst_picks_the_planted_image(
     truth, all_of_it, most = (
         first[tool.LINE :][:256, x : x + 256] for x in columns
     )
-    assert np.array_equal(most, plain)  # it finds nothing there
+    assert look_alike(most, plain)
+    plain = most  # it finds nothing there
     # Boxes are drawn where they are; the lines of one have the same place.
     x, y, w, h = (2 * value for value in first_box_of(3))
     for panel in (truth, all_of_it):

@@ -1,4 +1,6 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -188,6 +190,14 @@ def test_names_of_layers(load, tool):
     assert names('layer3', 'layer3.0') == ['layer3.0.gsca', 'layer3.1.gsca']
     (found,) = tool.choose_layers(trained, ['layer1.0']).values()
     assert found is trained.model.backbone.layer1[0].gsca
+
+
+def test_a_block_is_not_taken_for_another_of_more_digits(tool):
+    blocks = [torch.nn.Sequential(MODELS.get('SE')(8)) for _ in range(11)]
+    model = torch.nn.ModuleDict(dict(neck=torch.nn.Sequential(*blocks)))
+    trained = SimpleNamespace(name='model', model=model)
+    assert [*tool.choose_layers(trained, ['neck.1'])] == ['neck.1.0']
+    assert [*tool.choose_layers(trained, ['neck.10.0.conv1'])] == ['neck.10.0']
 
 
 def test_layers_inside_an_attention_and_other_plugins(tool):
