@@ -9,6 +9,7 @@
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
 from mmengine.registry import Registry
 
 #: Attention modules and backbones.
@@ -31,4 +32,11 @@ METRICS = Registry(
     parent=MMENGINE_METRICS,
     scope='mmattn',
     locations=['mmattn.evaluation'],
+)
+#: Precisions that mmengine trains in on a GPU only.
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper',
+    parent=MMENGINE_OPTIM_WRAPPERS,
+    scope='mmattn',
+    locations=['mmattn.engine.amp'],
 )

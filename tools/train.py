@@ -22,8 +22,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_run_arguments(parser)
     parser.add_argument(
         '--amp',
-        action='store_true',
-        help='Train in mixed precision (needs a GPU).',
+        nargs='?',
+        const='auto',
+        choices=['fp16', 'bf16', 'float16', 'bfloat16'],
+        help='Train in mixed precision; without a value in float16 on a GPU '
+        'and in bfloat16 on the CPU, which has no other.',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -54,8 +57,8 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         cfg = load_config(args)
-        if args.amp:
-            enable_amp(cfg)
+        if args.amp is not None:
+            enable_amp(cfg, args.amp)
         if args.auto_scale_lr:
             if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
                 raise ConfigError(

@@ -131,17 +131,58 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     cfg.launcher = args.launcher
     if not torch.cuda.is_available():
-        _fit_to_cpu(cfg)
+        _fit_to_cpu(cfg, keep_amp=bool(getattr(args, 'amp', None)))
     return cfg
 
 
-def enable_amp(cfg: Config) -> None:
-    """Train in mixed precision, where there is a GPU to do it."""
-    if torch.cuda.is_available():
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    else:
-        _note('--amp needs a GPU and there is none: float32 is used')
+def enable_amp(cfg: Config, dtype: str = 'auto') -> None:
+    """Train in mixed precision.
+
+    Args:
+        cfg: The config, which is changed.
+        dtype: ``'fp16'`` or ``'float16'``, ``'bf16'`` or ``'bfloat16'``, or
+            ``'auto'``: on a GPU what the config's own ``AmpOptimWrapper``
+            says, else float16; bfloat16 on a CPU.
+
+    Raises:
+        ConfigError: If the device has no such precision, or the config's
+            optimiser wrapper is of another kind.
+    """
+    gpu = torch.cuda.is_available()
+    wrapper = cfg.optim_wrapper
+    kind = wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(
+            f'--amp needs optim_wrapper.type OptimWrapper or AmpOptimWrapper '
+            f'in the config, which has {kind}'
+        )
+    if dtype == 'auto' and gpu and kind == 'AmpOptimWrapper':
+        return
+    if dtype == 'auto':
+        dtype = 'float16' if gpu else 'bfloat16'
+    if dtype in ('fp16', 'float16'):
+        if not gpu:
+            raise ConfigError(
+                f'--amp {dtype} needs a GPU and there is none; --amp bf16 '
+                'trains on the CPU'
+            )
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.dtype = 'float16'
+        wrapper.setdefault('loss_scale', 'dynamic')
+        return
+    if gpu and not torch.cuda.is_bf16_supported():
+        raise ConfigError(
+            f'--amp {dtype}: {torch.cuda.get_device_name()} has no bfloat16; '
+            'use --amp fp16'
+        )
+    wrapper.type = 'mmattn.BFloat16OptimWrapper'
+    _drop_amp_settings(wrapper)
+
+
+def _drop_amp_settings(wrapper: ConfigDict) -> None:
+    """Remove what only mmengine's AmpOptimWrapper takes."""
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):
+        wrapper.pop(key, None)
 
 
 def start_backbone(cfg: Config, path: str) -> None:
@@ -224,14 +265,21 @@ def leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _fit_to_cpu(cfg: Config) -> None:
-    """Replace what only a GPU can do by what the CPU does as well."""
+def _fit_to_cpu(cfg: Config, keep_amp: bool = False) -> None:
+    """Replace what only a GPU can do by what the CPU does as well.
+
+    Args:
+        cfg: The config, which is changed.
+        keep_amp: Leave mixed precision to :func:`enable_amp`.
+    """
     wrapper = cfg.get('optim_wrapper') or {}
-    if wrapper.get('type') == 'AmpOptimWrapper':
-        _note('mixed precision needs a GPU and there is none: float32 is used')
+    if wrapper.get('type') == 'AmpOptimWrapper' and not keep_amp:
+        _note(
+            "the config's mixed precision needs a GPU and there is none: "
+            'float32 is used (--amp bf16 trains in bfloat16 on the CPU)'
+        )
         wrapper.type = 'OptimWrapper'
-        wrapper.pop('loss_scale', None)
-        wrapper.pop('dtype', None)
+        _drop_amp_settings(wrapper)
     if cfg.launcher == 'none':
         return
     if cfg.launcher != 'pytorch':
