@@ -100,13 +100,15 @@ def test_too_little_disk_leaves_nothing(monkeypatch, capsys, tmp_path):
     venv = tmp_path / 'deep' / 'venv'
     code, (line,) = _run(capsys, '--venv', str(venv))
     assert code == 1
-    assert '11 GiB' in line and '2.5' in line and 'VENV=' in line
+    assert '8 GiB' in line and '2.5' in line and 'VENV=' in line
     assert not venv.parent.exists()
 
 
-def test_enough_disk(monkeypatch, tmp_path):
-    _free(monkeypatch, 11.5)
-    bootstrap.check_disk(str(tmp_path), bootstrap.NEEDED_GIB)
+@pytest.mark.parametrize(('gib', 'cache'), [(11.5, True), (8.5, False)])
+def test_enough_disk_and_room_for_the_cache(gib, cache, monkeypatch, tmp_path):
+    _free(monkeypatch, gib)
+    has_room = bootstrap.check_disk(str(tmp_path), bootstrap.NEEDED_GIB)
+    assert has_room == cache
 
 
 @pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT])
@@ -290,6 +292,21 @@ def test_more_extras_add_up(checkout, pip):
     bootstrap.main(['--venv', 'v', '--extras', 'mm'])
     bootstrap.main(['--venv', 'v', '--extras', 'tests'])
     assert pip[-1] == '.[mm,tests]'
+
+
+@pytest.mark.parametrize(('gib', 'cached'), [(100, True), (9, False)])
+def test_little_disk_goes_without_the_cache(
+    gib, cached, checkout, pip, monkeypatch
+):
+    _free(monkeypatch, gib)
+    calls = []
+    monkeypatch.setattr(
+        bootstrap.Environment,
+        'pip_install',
+        lambda environment, *arguments: calls.append(arguments),
+    )
+    assert bootstrap.main(['--venv', 'v', '--extras', 'mm']) == 0
+    assert ('--no-cache-dir' not in calls[-1]) == cached
 
 
 @pytest.mark.parametrize(

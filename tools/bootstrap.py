@@ -25,9 +25,11 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONSTRAINTS = os.path.join('requirements', 'constraints.txt')
 OLDEST = (3, 10)
 NEWEST = (3, 12)
-#: Measured peak of a first install: 5.2 for the packages, and 2.7 each for
-#: the downloaded wheels and for the copies that pip may keep in its cache.
-NEEDED_GIB = 11.0
+#: Measured peak of a first install: 5.2 for the packages and 2.7 for the
+#: downloaded wheels.
+NEEDED_GIB = 8.0
+#: As much again for the wheels that pip would keep in its cache.
+CACHE_GIB = 3.0
 #: Older ones install a pyproject.toml in editable mode badly or not at all.
 PIP = 'pip>=22.3'
 #: How far the last run came: creating, created, installing or ready.
@@ -122,12 +124,15 @@ def check_venv_module(version: 'tuple[int, ...]') -> None:
             )
 
 
-def check_disk(folder: str, needed_gib: float) -> None:
+def check_disk(folder: str, needed_gib: float) -> bool:
     """Refuse an install that the disk cannot hold.
 
     Args:
         folder: Where the environment is to be; it may not exist yet.
         needed_gib: Free space asked for.
+
+    Returns:
+        Whether there is room for pip's cache, too.
 
     Raises:
         BootstrapError: There is less.
@@ -142,6 +147,7 @@ def check_disk(folder: str, needed_gib: float) -> None:
             f'{folder} has {free:.1f}; free some, or put the environment on '
             'another disk: make demo VENV=/path/with/room'
         )
+    return free >= needed_gib + CACHE_GIB
 
 
 # ---------------------------------------------------------------- extras
@@ -470,8 +476,10 @@ def install(
     started = time.time()
     check_venv_module(sys.version_info)
     size = ''
+    options = ['--retries', '2']
     if not os.path.isdir(os.path.join(environment.packages, 'torch')):
-        check_disk(environment.path, needed_gib)
+        if not check_disk(environment.path, needed_gib):
+            options.append('--no-cache-dir')
         size = ', about 3 GB to download'
     environment.create()
     environment.repair()
@@ -483,9 +491,7 @@ def install(
     # setuptools in place the build needs no environment of its own.
     quick = ('--retries', '1', '--timeout', '15')
     environment.pip_install(*quick, PIP, 'setuptools')
-    environment.pip_install(
-        '--retries', '2', '--no-build-isolation', '-e', target
-    )
+    environment.pip_install(*options, '--no-build-isolation', '-e', target)
     environment.write_state('ready', fingerprint=wanted, extras=sorted(extras))
     seconds = time.time() - started
     _say(f'{_short(environment.path)} is ready after {seconds:.0f} s')
