@@ -2,9 +2,11 @@
 """Train, test and show a small digit detector, by the tools users run.
 
 Every command is printed before it runs; typing them by hand does the same.
+Data and results go below the current folder.
 """
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -14,17 +16,18 @@ import cv2
 import mmengine
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+# As the user would type it: in a checkout it is the current folder.
+ROOT = Path(os.path.relpath(Path(__file__).resolve().parents[1]))
 DATA = Path('data/digits')
 PICTURES = 6
 METRICS = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m')
 
 
-def run(*command: object) -> None:
+def run(tool: str, *arguments: object) -> None:
     """Print a command of tools/ and run it; a failure ends the demo."""
-    words = [str(word) for word in command]
+    words = [str(word) for word in (ROOT / 'tools' / tool, *arguments)]
     print(f'\n$ python {shlex.join(words)}', flush=True)
-    code = subprocess.run([sys.executable, *words], cwd=ROOT).returncode
+    code = subprocess.run([sys.executable, *words]).returncode
     if code:
         raise SystemExit(code)
 
@@ -59,24 +62,24 @@ def main() -> None:
     )
     args = parser.parse_args()
     name = f'faster-rcnn_r18-{args.attn}_fpn_15e_digits'
-    config = Path(f'configs/demo/{name}.py')
-    if not (ROOT / config).is_file():
+    config = ROOT / f'configs/demo/{name}.py'
+    if not config.is_file():
         known = sorted(
             path.stem.split('_')[1].removeprefix('r18-')
-            for path in (ROOT / config).parent.glob('faster-rcnn_*.py')
+            for path in config.parent.glob('faster-rcnn_*.py')
         )
         raise SystemExit(
             f'error: no demo for {args.attn!r}; there is {", ".join(known)}'
         )
-    if not (ROOT / DATA).is_dir():
-        run('tools/dataset_converters/digits.py', '--out', DATA)
-    run('tools/train.py', config)
-    work_dir = ROOT / 'work_dirs' / name
+    if not DATA.is_dir():
+        run('dataset_converters/digits.py', '--out', DATA)
+    run('train.py', config)
+    work_dir = Path('work_dirs') / name
     log = latest_run(work_dir)
     checkpoint = Path((work_dir / 'last_checkpoint').read_text())
     pictures = work_dir / 'pictures'
     run(
-        'tools/test.py', config, checkpoint,
+        'test.py', config, checkpoint,
         '--show-dir', pictures, '--show-limit', PICTURES,
     )  # fmt: skip
     sheet = work_dir / 'pictures.png'

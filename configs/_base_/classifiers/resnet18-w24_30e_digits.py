@@ -4,6 +4,7 @@ _base_ = [
     'mmpretrain::_base_/default_runtime.py',
 ]
 model = dict(
+    _scope_='mmpretrain',  # for mmengine.hub.get_model
     type='ImageClassifier',
     data_preprocessor=dict(
         mean=[123.675, 116.28, 103.53],
