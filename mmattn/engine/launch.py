@@ -19,6 +19,8 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from mmattn.errors import ConfigError
 
+from .safety import add_safety_arguments
+
 SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm', 'NaiveSyncBN')
 
 
@@ -70,6 +72,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help='Set by torch.distributed.launch; torchrun needs it not.',
     )
+    add_safety_arguments(parser)
 
 
 def read_config(path: str, options: dict | None = None) -> Config:

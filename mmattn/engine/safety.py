@@ -50,8 +50,17 @@ class _Switch(argparse.Action):
         self.const()
 
 
+def add_safety_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--trust-checkpoint`` and ``--safe-config``.
+
+    Each works for the whole process from when the command line is read.
+    """
+    add_trust_argument(parser)
+    add_safe_config_argument(parser)
+
+
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--trust-checkpoint``, which works for the whole process."""
+    """Add ``--trust-checkpoint``, for tools that read no config."""
     parser.add_argument(
         '--trust-checkpoint',
         action=_Switch,
@@ -62,7 +71,7 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_safe_config_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--safe-config``, which works for the whole process."""
+    """Add ``--safe-config``, for tools that read no checkpoint."""
     parser.add_argument(
         '--safe-config',
         action=_Switch,
