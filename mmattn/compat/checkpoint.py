@@ -102,8 +102,8 @@ def load(
         refused = _refused(error)
         if refused and not _state.trusted:
             raise ConfigError(
-                f'{name} is not loaded: it holds {refused}, more than '
-                'weights, and loading that can run any code; '
+                f'{name} is not loaded: it holds more than weights, '
+                f'{refused}, and loading that can run any code; '
                 '--trust-checkpoint loads it, if you trust who made it'
             ) from error
         where = '' if name == str(file) else f', cached as {file},'

@@ -32,13 +32,14 @@ from mmattn.engine import (
     innermost_test_dataset,
     read_config,
 )
+from mmattn.engine.safety import add_safety_arguments
 from mmattn.errors import ConfigError
 
 SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp'}
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--device`` and ``--cfg-options``."""
+    """Add ``--device``, ``--cfg-options`` and the switches of safety."""
     parser.add_argument(
         '--device',
         default='cuda' if torch.cuda.is_available() else 'cpu',
@@ -50,6 +51,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         help='Override settings of the config, as in tools/train.py.',
     )
+    add_safety_arguments(parser)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,7 @@ from mmattn.engine.cost import (
     count,
     default_shape,
 )
+from mmattn.engine.safety import add_safe_config_argument
 from mmattn.errors import ConfigError
 
 # What of a Count stands below which title.
@@ -79,6 +80,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action=DictAction,
         help='Override settings of every config, as in tools/train.py.',
     )
+    add_safe_config_argument(parser)
     return parser.parse_args(argv)
 
 

@@ -48,6 +48,7 @@ from plot_logs import (
 
 from mmattn.engine import one_line_errors, read_config
 from mmattn.engine.cost import Cost, build_model, count, default_shape
+from mmattn.engine.safety import add_safe_config_argument
 from mmattn.errors import ConfigError
 
 SUFFIXES = ('.png', '.jpg', '.jpeg')
@@ -706,6 +707,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar='SIZE',
         help='Image for which FLOPs are counted, as in get_flops.py.',
     )
+    add_safe_config_argument(parser)
     return parser.parse_args(argv)
 
 

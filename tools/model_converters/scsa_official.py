@@ -9,13 +9,14 @@ init_cfg=dict(type='Pretrained', checkpoint='OUT', prefix='backbone.').
 import argparse
 import os
 import re
-from pathlib import Path
 
 import torch
 from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
-import mmattn  # noqa: F401 (lets torch read mmengine checkpoints safely)
+from mmattn.engine import check_checkpoint, one_line_errors
+from mmattn.engine.safety import add_trust_argument
+from mmattn.errors import ConfigError
 
 #: Children of the official module, and of mmattn's.
 RENAMED = {
@@ -92,14 +93,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checkpoint', help='The official checkpoint.')
     parser.add_argument('out', help='The file to write.')
+    add_trust_argument(parser)
     args = parser.parse_args()
-    if not Path(args.checkpoint).is_file():
-        raise SystemExit(f'error: no checkpoint {args.checkpoint}')
-    checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')
-    try:
-        state_dict = convert(checkpoint.get('state_dict', checkpoint))
-    except ValueError as error:
-        raise SystemExit(f'error: {args.checkpoint}: {error}') from error
+    with one_line_errors():
+        check_checkpoint(args.checkpoint)
+        checkpoint = CheckpointLoader.load_checkpoint(args.checkpoint, 'cpu')
+        try:
+            state_dict = convert(checkpoint.get('state_dict', checkpoint))
+        except ValueError as error:
+            raise ConfigError(f'{args.checkpoint}: {error}') from error
     meta = checkpoint.get('meta', {}) if 'state_dict' in checkpoint else {}
     partial = f'{args.out}.partial'
     torch.save({'meta': meta, 'state_dict': state_dict}, partial)
