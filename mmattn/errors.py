@@ -4,3 +4,7 @@
 
 class ConfigError(ValueError):
     """A config asks for what cannot be; the message says what can."""
+
+
+class DataError(ValueError):
+    """Data cannot be read; the message names the file."""

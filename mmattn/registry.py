@@ -6,7 +6,10 @@
 `custom_imports` is needed.
 """
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
@@ -19,12 +22,33 @@ MODELS = Registry(
     scope='mmattn',
     locations=['mmattn.attention', 'mmattn.backbones'],
 )
-#: Data sets that check what mmdet does not.
+#: Data sets that check what mmdet does not, and bear damaged files.
 DATASETS = Registry(
     'dataset',
     parent=MMENGINE_DATASETS,
     scope='mmattn',
     locations=['mmattn.datasets'],
+)
+#: Samplers that can begin in the midst of an epoch.
+DATA_SAMPLERS = Registry(
+    'data sampler',
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope='mmattn',
+    locations=['mmattn.datasets'],
+)
+#: Loops that can be interrupted anywhere and resumed to the same weights.
+LOOPS = Registry(
+    'loop',
+    parent=MMENGINE_LOOPS,
+    scope='mmattn',
+    locations=['mmattn.engine.loops'],
+)
+#: What keeps a run's work safe.
+HOOKS = Registry(
+    'hook',
+    parent=MMENGINE_HOOKS,
+    scope='mmattn',
+    locations=['mmattn.engine.hooks'],
 )
 #: Metrics that the frameworks lack.
 METRICS = Registry(

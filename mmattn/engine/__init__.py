@@ -8,10 +8,13 @@ from .launch import (
     innermost_test_dataset,
     leave_processes,
     load_config,
+    make_deterministic,
     one_line_errors,
     read_config,
+    resume,
     start_backbone,
 )
+from .record import record_run
 
 __all__ = [
     'add_run_arguments',
@@ -22,7 +25,10 @@ __all__ = [
     'innermost_test_dataset',
     'leave_processes',
     'load_config',
+    'make_deterministic',
     'one_line_errors',
     'read_config',
+    'record_run',
+    'resume',
     'start_backbone',
 ]

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +18,27 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS, RUNNERS, DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 
-from mmattn.errors import ConfigError
+from mmattn.errors import ConfigError, DataError
 
+from .checkpoints import find_fault, newest_checkpoint
 from .safety import add_safety_arguments
 
+#: Loops of mmengine that mmattn has a subclass of.
+SAFE_LOOPS = (
+    'EpochBasedTrainLoop',
+    'IterBasedTrainLoop',
+    'ValLoop',
+    'TestLoop',
+)
+#: Where launchers write a process's rank, their number, and its local rank.
+RANKS = {
+    'slurm': ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_LOCALID'),
+    'mpi': (
+        'OMPI_COMM_WORLD_RANK',
+        'OMPI_COMM_WORLD_SIZE',
+        'OMPI_COMM_WORLD_LOCAL_RANK',
+    ),
+}
 SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm', 'NaiveSyncBN')
 
 
@@ -29,8 +47,11 @@ def one_line_errors() -> Iterator[None]:
     """Turn errors of the user's input into one line and exit code 1."""
     try:
         yield
-    except ConfigError as error:
-        raise SystemExit(f'error: {error}') from error
+    except (ConfigError, DataError) as error:
+        # One of a worker comes with the worker's traceback before it.
+        line = str(error).strip().splitlines()[-1]
+        line = line.removeprefix('mmattn.errors.DataError: ')
+        raise SystemExit(f'error: {line}') from error
     except FileNotFoundError as error:
         raise SystemExit(
             f'error: {error} (relative paths start at {os.getcwd()})'
@@ -123,8 +144,7 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If the file, or a base of it, does not exist.
-        ConfigError: If the file is no Python, or the launcher cannot be used
-            on this machine.
+        ConfigError: If the file is no Python.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, args.cfg_options)
@@ -135,7 +155,50 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     if not torch.cuda.is_available():
         _fit_to_cpu(cfg, keep_amp=bool(getattr(args, 'amp', None)))
+    keep_safe(cfg)
     return cfg
+
+
+def keep_safe(cfg: Config) -> None:
+    """Take mmattn's loops and hooks, which can be interrupted and resumed.
+
+    mmengine's own are replaced; loops and hooks that a config has of another
+    kind stay. A config changes their settings by the same keys as before,
+    those of `PreemptionHook` and `InvalidLossHook` by
+    ``default_hooks.preemption`` and ``default_hooks.invalid_loss``.
+
+    Args:
+        cfg: The config, which is changed.
+    """
+    for key in ('train_cfg', 'val_cfg', 'test_cfg'):
+        loop = cfg.get(key)
+        if not loop:
+            continue
+        if 'by_epoch' in loop:
+            by_epoch = loop.pop('by_epoch')
+            loop.type = f'{"Epoch" if by_epoch else "Iter"}BasedTrainLoop'
+        loop.setdefault('type', {'val_cfg': 'ValLoop'}.get(key, 'TestLoop'))
+        if loop.type in SAFE_LOOPS:
+            loop.type = f'mmattn.{loop.type}'
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    checkpoint = hooks.setdefault('checkpoint', ConfigDict(interval=1))
+    if checkpoint and checkpoint.setdefault('type', 'CheckpointHook') == (
+        'CheckpointHook'
+    ):
+        checkpoint.type = 'mmattn.CheckpointHook'
+    for name, hook in (
+        ('preemption', 'PreemptionHook'),
+        ('invalid_loss', 'InvalidLossHook'),
+        ('mean_loss', 'MeanLossHook'),
+    ):
+        settings = hooks.setdefault(name, ConfigDict())
+        if settings is None:  # the runner knows that of its own hooks only
+            del hooks[name]
+        else:
+            settings.setdefault('type', f'mmattn.{hook}')
+    randomness = cfg.setdefault('randomness', ConfigDict())
+    if randomness.get('seed') is None:
+        randomness.seed = 0
 
 
 def enable_amp(cfg: Config, dtype: str = 'auto') -> None:
@@ -221,6 +284,40 @@ def start_backbone(cfg: Config, path: str) -> None:
     )
 
 
+def make_deterministic(cfg: Config) -> None:
+    """Give the same bits every time, on a GPU too."""
+    cfg.randomness.deterministic = True
+    # What cuBLAS asks for; it has to be there before the first GPU call.
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+
+
+def resume(cfg: Config, checkpoint: str = 'auto') -> None:
+    """Continue a run.
+
+    Args:
+        cfg: The config, which is changed.
+        checkpoint: A file or URL; or ``'auto'`` for the newest whole one in
+            the run's folder, or the start if there is none.
+
+    Raises:
+        ConfigError: The checkpoint is damaged.
+        FileNotFoundError: It does not exist.
+    """
+    if checkpoint == 'auto':
+        checkpoint = newest_checkpoint(cfg.work_dir)
+        if checkpoint is None:
+            _note(f'no checkpoint in {cfg.work_dir}: from the start')
+            return
+    check_checkpoint(checkpoint)
+    if '://' not in checkpoint and (fault := find_fault(checkpoint)):
+        raise ConfigError(
+            f'{checkpoint} is damaged: {fault}; --resume without a value '
+            'takes the newest one that is whole'
+        )
+    cfg.resume = True
+    cfg.load_from = checkpoint
+
+
 def describe_learning_rate(cfg: Config, processes: int) -> str:
     """Say in a line which rate a run starts with, beside the papers'.
 
@@ -247,14 +344,43 @@ def describe_learning_rate(cfg: Config, processes: int) -> str:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the config's runner, after joining the other processes."""
+    """Build the config's runner, after joining the other processes.
+
+    Raises:
+        ConfigError: The launcher did not tell this process its rank.
+    """
     if cfg.launcher != 'none' and not torch.cuda.is_available():
-        # mmengine's launcher calls torch.cuda.set_device; a group that
+        # mmengine's launchers call torch.cuda.set_device; a group that
         # exists already makes it skip that.
+        _read_ranks(cfg.launcher)
         torch.distributed.init_process_group('gloo')
     if 'runner_type' in cfg:
         return RUNNERS.build(cfg)
     return Runner.from_cfg(cfg)
+
+
+def _read_ranks(launcher: str) -> None:
+    """Set the variables of torchrun from those of another launcher."""
+    wanted = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK')
+    for name, source in zip(wanted, RANKS.get(launcher, wanted)):
+        if source not in os.environ:
+            raise ConfigError(
+                f'--launcher {launcher}: {source} is not set; start the '
+                'processes with tools/dist_train.sh, tools/slurm_train.sh or '
+                'mpirun'
+            )
+        os.environ[name] = os.environ[source]
+    os.environ.setdefault('MASTER_ADDR', _first_host())
+    os.environ.setdefault('MASTER_PORT', '29500')
+
+
+def _first_host() -> str:
+    """Return the host of rank 0: Slurm's first, else this one."""
+    nodes = os.environ.get('SLURM_STEP_NODELIST')
+    if not nodes:
+        return '127.0.0.1'
+    command = ['scontrol', 'show', 'hostnames', nodes]
+    return subprocess.check_output(command, text=True).split()[0]
 
 
 def leave_processes() -> None:
@@ -285,11 +411,6 @@ def _fit_to_cpu(cfg: Config, keep_amp: bool = False) -> None:
         _drop_amp_settings(wrapper)
     if cfg.launcher == 'none':
         return
-    if cfg.launcher != 'pytorch':
-        raise ConfigError(
-            f'--launcher {cfg.launcher} needs a GPU and there is none; use '
-            'tools/dist_train.sh (--launcher pytorch) to run on CPUs'
-        )
     wrapper = cfg.get('model_wrapper_cfg') or dict(
         type='MMDistributedDataParallel',
         broadcast_buffers=False,
