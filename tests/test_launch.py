@@ -64,18 +64,57 @@ def test_cpu_processes_get_what_they_can_do(load):
     assert cfg.model_wrapper_cfg.type == 'MMDistributedDataParallel'
 
 
-@pytest.mark.parametrize('launcher', ['slurm', 'mpi'])
-def test_other_launchers_need_a_gpu(load, launcher):
-    with pytest.raises(ConfigError, match=launcher):
-        load(gpu=False, launcher=launcher)
+@pytest.mark.parametrize('launcher', ['pytorch', 'slurm', 'mpi'])
+def test_processes_without_ranks_are_told_how_to_start(
+    load, launcher, monkeypatch
+):
+    for names in (*launch.RANKS.values(), ('RANK',)):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+    cfg = load(gpu=False, launcher=launcher)
+    with pytest.raises(ConfigError, match=f'{launcher}: .*RANK|PROCID'):
+        launch.build_runner(cfg)
 
 
-def test_amp_switches_the_wrapper_only_with_a_gpu(monkeypatch):
-    for gpu, want in ((True, 'AmpOptimWrapper'), (False, 'OptimWrapper')):
-        monkeypatch.setattr(torch.cuda, 'is_available', lambda gpu=gpu: gpu)
-        cfg = Config(dict(optim_wrapper=dict(type='OptimWrapper')))
-        launch.enable_amp(cfg)
-        assert cfg.optim_wrapper.type == want
+SAFE = """
+train_cfg = dict(by_epoch=True, max_epochs=2)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='OwnLoop')
+default_hooks = dict(checkpoint=dict(interval=3), mean_loss=None,
+                     invalid_loss=dict(patience=2))
+"""
+
+
+def test_loops_and_hooks_are_the_safe_ones(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text(SAFE)
+    cfg = Config.fromfile(path)
+    launch.keep_safe(cfg)
+    assert cfg.train_cfg.to_dict() == dict(
+        type='mmattn.EpochBasedTrainLoop', max_epochs=2
+    )
+    assert cfg.val_cfg.type == 'mmattn.ValLoop'
+    assert cfg.test_cfg.type == 'OwnLoop'
+    assert cfg.default_hooks.to_dict() == dict(
+        checkpoint=dict(type='mmattn.CheckpointHook', interval=3),
+        preemption=dict(type='mmattn.PreemptionHook'),
+        invalid_loss=dict(type='mmattn.InvalidLossHook', patience=2),
+    )
+    assert cfg.randomness.seed == 0
+
+
+@pytest.mark.parametrize(
+    ('hooks', 'kept'),
+    [
+        (dict(checkpoint=None), None),
+        (dict(checkpoint=dict(type='Own')), dict(type='Own')),
+    ],
+)
+def test_other_checkpoint_hooks_stay(hooks, kept):
+    cfg = Config(dict(default_hooks=hooks, randomness=dict(seed=3)))
+    launch.keep_safe(cfg)
+    assert cfg.default_hooks.checkpoint == kept
+    assert cfg.randomness.seed == 3
 
 
 def test_unrelated_errors_keep_their_traceback():

@@ -120,10 +120,10 @@ class PreemptionHook(Hook):
     """Saves and leaves when the run is told to, by SIGTERM or SIGUSR1.
 
     The iteration is finished, `preempted.pth` is saved in the run's folder,
-    and all processes leave, the main one with exit code 75. In the midst of an accumulation
-    of gradients it goes on to its end, as gradients are not saved. During a
-    validation nothing is left to save that the last checkpoint has not, or
-    `preempted.pth` is saved first; the resumed run validates again.
+    and all processes leave, the main one with exit code 75. In the midst of
+    an accumulation of gradients it goes on to its end, as gradients are not
+    saved. A validation is broken off at once, and begins anew when the run
+    is resumed.
     """
 
     priority = 'LOWEST'  # after all that changes the state
@@ -144,8 +144,8 @@ class PreemptionHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Listen no more, and remove what a finished run needs not."""
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        while self._previous:
+            signal.signal(*self._previous.popitem())
         if is_main_process():
             Path(runner.work_dir, PREEMPTED).unlink(missing_ok=True)
 
@@ -157,13 +157,12 @@ class PreemptionHook(Hook):
             not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
         ):
             self._save(runner, runner.iter + 1)
+            preempted = Preempted()
             if self._agreement.group is not None:
                 distributed.barrier(self._agreement.group)
-                preempted = Preempted()
                 distributed.destroy_process_group()
                 time.sleep(2 if preempted.code else 0)
-                raise preempted
-            raise Preempted
+            raise preempted
 
     def after_val_iter(self, runner: Runner, batch_idx: int, **_) -> None:
         """Leave a validation; each process by its own signal.
@@ -249,7 +248,7 @@ class InvalidLossHook(Hook):
         self.count += 1
         path = Path(runner.work_dir, 'invalid_loss.jsonl')
         images = _image_paths(data_batch)
-        losses = {name: float(value) for name, value in outputs.items()}
+        losses = _as_numbers(outputs)
         with open(path, 'a') as file:
             row = dict(iter=runner.iter + 1, losses=losses, images=images)
             file.write(json.dumps(row) + '\n')
@@ -285,8 +284,11 @@ class MeanLossHook(Hook):
     ) -> None:
         """Replace the losses by their means."""
         if self._agreement.group is not None:
-            losses = {name: float(value) for name, value in outputs.items()}
-            outputs.update(self._agreement.mean(losses))
+            outputs.update(self._agreement.mean(_as_numbers(outputs)))
+
+
+def _as_numbers(outputs: dict) -> dict[str, float]:
+    return {k: torch.as_tensor(v).item() for k, v in outputs.items()}
 
 
 def _image_paths(batch: dict) -> list[str]:

@@ -23,6 +23,9 @@ from mmengine.fileio import PickleHandler, YamlHandler, register_handler
 from mmattn.compat.checkpoint import trust_checkpoints, trusts_checkpoints
 from mmattn.errors import ConfigError
 
+#: Suffixes of configs that are no code.
+FORMATS = ('.yml', '.yaml', '.json')
+
 #: Packages whose registries a safe config can name.
 PACKAGES = ('mmattn', 'mmcv', 'mmdet', 'mmengine', 'mmpretrain', 'mmseg')
 
@@ -112,17 +115,14 @@ def read_plain_config(path: str | Path, *args: Any, **kwargs: Any) -> Config:
             code; names it.
     """
     path = Path(path)
-    read = {'.json': json.loads, '.yml': _parse, '.yaml': _parse}.get(
-        path.suffix
-    )
-    if read is None:
+    if path.suffix not in FORMATS:
         raise ConfigError(
             f'--safe-config: {path} would be run as code; where you trust '
             f'it, python tools/dump_config.py {path} {path.stem}.yml makes '
             'what can be read'
         )
     try:
-        settings = read(path.read_text(encoding='utf-8'))
+        settings = _parse(path.read_text(encoding='utf-8'), path.suffix)
     except (ValueError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
         raise ConfigError(f'--safe-config: {path}: {reason}') from error
@@ -133,6 +133,57 @@ def read_plain_config(path: str | Path, *args: Any, **kwargs: Any) -> Config:
         if problem:
             raise ConfigError(f'--safe-config: {path}: {key} {problem}')
     return Config(settings, filename=str(path))
+
+
+def dump_plain_config(cfg: Config, path: str | Path) -> None:
+    """Write a config for :func:`read_plain_config`, tuples as tuples.
+
+    Args:
+        cfg: The config.
+        path: A file whose suffix is one of ``FORMATS``.
+
+    Raises:
+        ConfigError: If it has another suffix, or the config holds what is no
+            text, number or list.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ConfigError(f'{path} must end in {", ".join(FORMATS)}')
+    settings = cfg.to_dict()
+    try:
+        if path.suffix == '.json':
+            text = json.dumps(_mark_tuples(settings), indent=1) + '\n'
+        else:
+            text = yaml.dump(settings)
+            _parse(text, path.suffix)
+    except (TypeError, yaml.YAMLError) as error:
+        reason = ' '.join(str(error).split())
+        raise ConfigError(
+            f'the config cannot be written to {path}: {reason}'
+        ) from error
+    path.write_text(text, encoding='utf-8')
+
+
+def _mark_tuples(node: Any) -> Any:
+    """Replace tuples, which JSON has not, by what :func:`_parse` reads."""
+    if isinstance(node, dict):
+        return {key: _mark_tuples(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        items = [_mark_tuples(value) for value in node]
+        return {'_tuple_': items} if isinstance(node, tuple) else items
+    return node
+
+
+def _parse(text: str, suffix: str) -> Any:
+    """Read what a text in one of ``FORMATS`` says."""
+    if suffix != '.json':
+        return yaml.load(text, _Loader)
+    return json.loads(
+        text,
+        object_hook=lambda node: (
+            tuple(node['_tuple_']) if list(node) == ['_tuple_'] else node
+        ),
+    )
 
 
 def _walk(node: Any, key: str = '') -> Iterator[tuple[str, Any]]:
@@ -169,10 +220,6 @@ _Loader.add_constructor(
     'tag:yaml.org,2002:python/tuple',
     lambda loader, node: tuple(loader.construct_sequence(node, deep=True)),
 )
-
-
-def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)
 
 
 class _PlainYaml(YamlHandler):
