@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 from plot_logs import check_output, write
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 from tqdm import tqdm
 
 from mmattn.attention import list_attentions
@@ -201,7 +201,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
+        for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
         return out
