@@ -71,8 +71,10 @@ def allow_checkpoint_types() -> None:
 def trust_checkpoints() -> None:
     """Load everything from now on, whatever code it runs.
 
-    For the whole process. SHA-256 digits are not compared either.
+    For the whole process, and whatever the environment says. SHA-256 digits
+    are not compared either.
     """
+    os.environ.pop(_FORCE, None)
     _state.trusted = True
 
 
@@ -168,9 +170,10 @@ def _refused(error: Exception) -> str | None:
     named = re.search(r'GLOBAL (\S+)', str(error))
     if named:
         return named[1]
-    # Of what is no pickle, or the beginning of one.
-    damaged = re.search('operand|load key|truncated|exhausted', str(error))
-    return None if damaged else f'what it may not ({_reason(error)})'
+    # All else is said of what is no pickle, or the beginning of one.
+    if re.search('may not|Can only|Trying to|archive', str(error)):
+        return f'what it may not ({_reason(error)})'
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -154,7 +154,7 @@ def dump_plain_config(cfg: Config, path: str | Path) -> None:
         if path.suffix == '.json':
             text = json.dumps(_mark_tuples(settings), indent=1) + '\n'
         else:
-            text = yaml.dump(settings)
+            text = yaml.dump(settings, sort_keys=False)
             _parse(text, path.suffix)
     except (TypeError, yaml.YAMLError) as error:
         reason = ' '.join(str(error).split())
