@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import check_positive, no_autocast, upcast
+from .base import (
+    check_flag,
+    check_number,
+    check_positive,
+    no_autocast,
+    upcast,
+)
 
 
 def _of_the_convolution(name: str) -> property:
@@ -110,8 +116,9 @@ class AAConv2d(BaseModule):
             min_head_dim=min_head_dim,
             rel_size=rel_size,
         )
-        if not key_ratio > 0:
-            raise ValueError(f'key_ratio={key_ratio} must be positive')
+        check_number(above=0, key_ratio=key_ratio, value_ratio=value_ratio)
+        check_number(pooled_width=pooled_width)
+        check_flag(bias=bias)
         head_dim = max(int(key_ratio * out_channels / num_heads), min_head_dim)
         # Each head has as many, and the convolution's groups what is left.
         step = math.lcm(num_heads, groups)

@@ -2,7 +2,9 @@
 """The base class of attention modules, and what several of them share."""
 
 import contextlib
-from numbers import Integral
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +16,54 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmattn.compat.compiling import is_compiling
 from mmattn.registry import MODELS
 
+# Checks of arguments, given by name. Each raises a ValueError that names the
+# first argument which it refuses.
+
+
+def _is(kind: type, value: object) -> bool:
+    # True and False are integers to Python, and no sizes to anybody.
+    return isinstance(value, kind) and not isinstance(value, bool)
+
 
 def check_positive(**sizes: int) -> None:
-    """Refuse a size that is no integer of at least one.
-
-    Raises:
-        ValueError: For the first such argument, by its name.
-    """
+    """Refuse a size that is no integer of at least one."""
     for name, size in sizes.items():
-        if not isinstance(size, Integral) or size < 1:
-            raise ValueError(f'{name}={size} must be an integer, at least 1')
+        if not _is(Integral, size) or size < 1:
+            raise ValueError(f'{name}={size!r} must be an integer, at least 1')
+
+
+def is_odd(size: object) -> bool:
+    """Tell whether a value can be the side of a kernel with a centre."""
+    return _is(Integral, size) and size > 0 and size % 2 == 1
+
+
+def check_odd(**sizes: int) -> None:
+    """Refuse the side of a kernel that has no centre."""
+    for name, size in sizes.items():
+        if not is_odd(size):
+            raise ValueError(f'{name}={size!r} must be odd and positive')
+
+
+def check_number(above: float = -math.inf, **numbers: float) -> None:
+    """Refuse what is no finite number, or not above another."""
+    for name, number in numbers.items():
+        if not _is(Real, number) or not above < number < math.inf:
+            limit = '' if above == -math.inf else f' above {above}'
+            raise ValueError(f'{name}={number!r} must be a number{limit}')
+
+
+def check_flag(**flags: bool) -> None:
+    """Refuse what is neither True nor False, such as ``'False'``."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f'{name}={flag!r} must be True or False')
+
+
+def check_choice(choices: Sequence, **values: object) -> None:
+    """Refuse what is none of the choices."""
+    for name, value in values.items():
+        if value not in choices:
+            raise ValueError(f'{name}={value!r} must be one of {choices}')
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -95,17 +135,24 @@ def make_norm(norm_cfg: dict | None, width: int) -> nn.Module | None:
     """Build a norm by mmcv's config; None for none.
 
     Raises:
-        ValueError: If mmcv cannot build it.
+        ValueError: If mmcv cannot build it, or it takes no map of one pixel.
     """
     if norm_cfg is None:
         return None
     try:
-        return build_norm_layer(norm_cfg, width)[1]
-    except (KeyError, TypeError, AssertionError, ValueError) as error:
+        norm = build_norm_layer(norm_cfg, width)[1].eval()
+        normalize(norm, torch.zeros(1, width, 1, 1))
+    except (
+        AssertionError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(
-            f'norm_cfg={norm_cfg!r} cannot be built for {width} channels: '
-            f'{error}'
+            f'norm_cfg={norm_cfg!r} is no norm for {width} channels: {error}'
         ) from error
+    return norm.train()
 
 
 def _is_local_batch_norm(norm: nn.Module) -> bool:
@@ -130,8 +177,13 @@ def normalize(norm: nn.Module, x: Tensor) -> Tensor:
     if weight is None:  # fused into the convolution before it
         return norm(x)
     x = x.to(weight.dtype)
-    single = x.numel() == x.shape[1]
-    if single and norm.training and _is_local_batch_norm(norm):
+    if isinstance(norm, nn.GroupNorm):
+        # Its own forward refuses one value a group, whose result is the bias.
+        return torch.group_norm(
+            x, norm.num_groups, weight, norm.bias, norm.eps
+        )
+    local = norm.training and _is_local_batch_norm(norm)
+    if local and x.numel() == x.shape[1]:
         mean, var = norm.running_mean, norm.running_var
         return F.batch_norm(x, mean, var, norm.weight, norm.bias, eps=norm.eps)
     return norm(x)

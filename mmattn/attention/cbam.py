@@ -14,6 +14,8 @@ from mmattn.registry import MODELS
 from .base import (
     Attention,
     average,
+    check_flag,
+    check_odd,
     check_positive,
     is_traced,
     make_norm,
@@ -90,10 +92,8 @@ class CBAM(Attention):
         check_positive(
             in_channels=in_channels, reduction=reduction, min_width=min_width
         )
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f'kernel_size={kernel_size} must be odd and positive'
-            )
+        check_odd(kernel_size=kernel_size)
+        check_flag(bias=bias)
         width = max(min_width, in_channels // reduction)
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=bias)
         self.conv2 = nn.Conv2d(width, in_channels, 1, bias=bias)

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, average, check_positive, multiply, normalize
+from .base import (
+    Attention,
+    average,
+    check_flag,
+    check_positive,
+    multiply,
+    normalize,
+)
 
 
 @MODELS.register_module()
@@ -62,6 +69,7 @@ class CoordAttention(Attention):
         check_positive(
             in_channels=in_channels, reduction=reduction, min_width=min_width
         )
+        check_flag(conv_bias=conv_bias)
         width = max(min_width, in_channels // reduction)
         self.squeeze = nn.Conv2d(in_channels, width, 1, bias=conv_bias)
         self.norm = nn.BatchNorm2d(width)

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, average, check_positive
+from .base import (
+    Attention,
+    average,
+    check_choice,
+    check_number,
+    check_odd,
+    check_positive,
+)
 
 RULES = ('nearest', 'up', 'two_sizes')
 
@@ -79,20 +86,14 @@ class ECA(Attention):
     ) -> None:
         super().__init__(init_cfg)
         check_positive(in_channels=in_channels)
-        if not gamma > 0:
-            raise ValueError(f'gamma={gamma} must be positive')
-        if kernel_rule not in RULES:
-            raise ValueError(
-                f'kernel_rule={kernel_rule!r} must be one of {RULES}'
-            )
+        check_number(above=0, gamma=gamma)
+        check_number(beta=beta)
+        check_choice(RULES, kernel_rule=kernel_rule)
         if kernel_size is None:
             kernel_size = default_kernel_size(
                 in_channels, gamma, beta, kernel_rule
             )
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f'kernel_size={kernel_size} must be odd and positive'
-            )
+        check_odd(kernel_size=kernel_size)
         self.conv = nn.Conv1d(
             1, 1, kernel_size, padding=kernel_size // 2, bias=False
         )

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, average, check_positive, multiply, normalize
+from .base import (
+    Attention,
+    average,
+    check_odd,
+    check_positive,
+    multiply,
+    normalize,
+)
 
 
 @MODELS.register_module()
@@ -70,12 +77,13 @@ class ELA(Attention):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_positive(in_channels=in_channels, num_groups=num_groups)
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(
-                f'kernel_size={kernel_size} must be odd and positive'
-            )
-        if channels_per_group < 1 or in_channels % channels_per_group:
+        check_positive(
+            in_channels=in_channels,
+            channels_per_group=channels_per_group,
+            num_groups=num_groups,
+        )
+        check_odd(kernel_size=kernel_size)
+        if in_channels % channels_per_group:
             raise ValueError(
                 f'channels_per_group={channels_per_group} must divide '
                 f'in_channels={in_channels}'

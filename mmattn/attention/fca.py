@@ -15,7 +15,13 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, no_autocast, upcast
+from .base import (
+    Attention,
+    check_choice,
+    check_positive,
+    no_autocast,
+    upcast,
+)
 
 # Vertical and horizontal frequency on a 7 x 7 grid, in the official order:
 # the best on ImageNet, the lowest, and the worst.
@@ -111,11 +117,10 @@ class FCA(Attention):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        check_positive(in_channels=in_channels, reduction=reduction)
-        if frequencies not in SELECTIONS:
-            raise ValueError(
-                f'frequencies={frequencies!r} must be one of {SELECTIONS}'
-            )
+        check_positive(
+            in_channels=in_channels, reduction=reduction, dct_size=dct_size
+        )
+        check_choice(SELECTIONS, frequencies=frequencies)
         if dct_size < 7:
             raise ValueError(f'dct_size={dct_size} must be at least 7')
         kind, count = frequencies[:3], int(frequencies[3:])

@@ -10,7 +10,13 @@ from mmattn.ops.dispatch import precision_of
 from mmattn.ops.gsca import gsca, similarity_map, weigh
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive
+from .base import (
+    Attention,
+    check_choice,
+    check_flag,
+    check_number,
+    check_positive,
+)
 
 SIMILARITIES = ('correlation', 'dot')
 
@@ -104,18 +110,14 @@ class GSCA(Attention):
         )
         if num_heads is None:
             num_heads = default_num_heads(in_channels, channels_per_head)
-        if num_heads < 1 or in_channels % num_heads:
+        check_positive(num_heads=num_heads)
+        if in_channels % num_heads:
             raise ValueError(
                 f'num_heads={num_heads} must divide in_channels={in_channels}'
             )
-        if not alpha > 0:
-            raise ValueError(f'alpha={alpha} must be positive')
-        if similarity not in SIMILARITIES:
-            raise ValueError(
-                f'similarity={similarity!r} must be one of {SIMILARITIES}'
-            )
-        if not eps > 0:
-            raise ValueError(f'eps={eps} must be positive')
+        check_number(above=0, alpha=alpha, eps=eps)
+        check_flag(reverse=reverse)
+        check_choice(SIMILARITIES, similarity=similarity)
         self.in_channels = in_channels
         self.num_heads = num_heads
         self.alpha = alpha

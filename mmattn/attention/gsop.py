@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, no_autocast, normalize, upcast
+from .base import (
+    Attention,
+    check_number,
+    check_positive,
+    no_autocast,
+    normalize,
+    upcast,
+)
 
 
 @MODELS.register_module()
@@ -74,6 +81,7 @@ class GSoP(Attention):
             row_expansion=row_expansion,
             stride=stride,
         )
+        check_number(negative_slope=negative_slope)
         width = row_expansion * mid_channels
         self.negative_slope = negative_slope
         self.reduce = nn.Conv2d(in_channels, mid_channels, 1, stride)

@@ -14,7 +14,10 @@ from mmattn.registry import MODELS
 
 from .base import (
     Attention,
+    check_choice,
+    check_flag,
     check_positive,
+    make_norm,
     no_autocast,
     normalize,
     relative_norm,
@@ -85,8 +88,9 @@ class NonLocal(Attention):
     ) -> None:
         super().__init__(init_cfg)
         check_positive(in_channels=in_channels, reduction=reduction)
-        if mode not in MODES:
-            raise ValueError(f'mode={mode!r} must be one of {MODES}')
+        check_choice(MODES, mode=mode)
+        check_flag(use_scale=use_scale, sub_sample=sub_sample)
+        make_norm(norm_cfg, in_channels)  # mmcv's own errors name nothing
         self.use_scale = use_scale
         self.mode = mode
         self.sub_sample = sub_sample

@@ -17,17 +17,20 @@ from torch import Tensor, nn
 from mmattn.ops import scsa as ops
 from mmattn.registry import MODELS
 
-from .base import Attention, check_positive, no_autocast, normalize
+from .base import (
+    Attention,
+    check_choice,
+    check_flag,
+    check_number,
+    check_positive,
+    is_odd,
+    no_autocast,
+    normalize,
+)
 
 GATES = ('sigmoid', 'softmax')
 NORMS = ('group', 'batch', 'layer', None)
 SCALES = ('channels', 'pixels')
-
-
-def _check_choice(choices: tuple, **argument: str | None) -> None:
-    ((name, value),) = argument.items()
-    if value not in choices:
-        raise ValueError(f'{name}={value!r} must be one of {choices}')
 
 
 class ChannelLayerNorm(nn.LayerNorm):
@@ -108,18 +111,22 @@ class SMSA(Attention):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        groups = len(kernel_sizes)
-        if not groups or any(k < 1 or k % 2 == 0 for k in kernel_sizes):
+        known = isinstance(kernel_sizes, Sequence) and len(kernel_sizes) > 0
+        if not known or not all(map(is_odd, kernel_sizes)):
             raise ValueError(
-                f'kernel_sizes={tuple(kernel_sizes)} must be odd and positive'
+                f'kernel_sizes={kernel_sizes!r} must be odd and positive, one '
+                'or more'
             )
-        if in_channels < 1 or in_channels % groups:
+        check_positive(in_channels=in_channels)
+        check_flag(norm_first=norm_first, shared=shared)
+        groups = len(kernel_sizes)
+        if in_channels % groups:
             raise ValueError(
                 f'in_channels={in_channels} must be a positive multiple of '
                 f'the number of kernel_sizes, {groups}'
             )
-        _check_choice(GATES, gate=gate)
-        _check_choice(NORMS, norm=norm)
+        check_choice(GATES, gate=gate)
+        check_choice(NORMS, norm=norm)
         self.gate = gate
         self.norm_first = norm_first
         width = in_channels // groups
@@ -230,16 +237,19 @@ class PCSA(Attention):
         check_positive(in_channels=in_channels)
         if window_size is not None:
             check_positive(window_size=window_size)
-        if num_heads < 1 or in_channels % num_heads:
+        check_positive(num_heads=num_heads)
+        if in_channels % num_heads:
             raise ValueError(
                 f'num_heads={num_heads} must divide in_channels={in_channels}'
             )
+        check_number(attn_drop=attn_drop)
         if not 0 <= attn_drop < 1:
             raise ValueError(f'attn_drop={attn_drop} must lie in [0, 1)')
+        check_flag(shuffle=shuffle)
         if shuffle and num_heads == 1:
             raise ValueError('shuffle=True needs num_heads greater than 1')
-        _check_choice(GATES, gate=gate)
-        _check_choice(SCALES, scale=scale)
+        check_choice(GATES, gate=gate)
+        check_choice(SCALES, scale=scale)
         self.window_size = window_size
         self.num_heads = num_heads
         self.gate = gate
@@ -354,6 +364,7 @@ class SCSA(Attention):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
+        check_flag(channel_first=channel_first)
         self.smsa = SMSA(
             in_channels, kernel_sizes, gate, norm, norm_first, shared
         )

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from mmattn.registry import MODELS
 
-from .base import Attention, average, check_positive, make_norm, normalize
+from .base import (
+    Attention,
+    average,
+    check_flag,
+    check_positive,
+    make_norm,
+    normalize,
+)
 
 
 @MODELS.register_module()
@@ -57,6 +64,7 @@ class SE(Attention):
     ) -> None:
         super().__init__(init_cfg)
         check_positive(in_channels=in_channels, reduction=reduction)
+        check_flag(bias=bias)
         width = max(1, in_channels // reduction)
         has_norm = norm_cfg is not None
         self.conv1 = nn.Conv2d(

@@ -10,7 +10,6 @@ follows the official module (https://github.com/wofmanaf/SA-Net).
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmattn.registry import MODELS
@@ -110,7 +109,8 @@ class ShuffleAttention(Attention):
         weight = norm.weight * scale
         bias = norm.bias * scale + self.spatial_shift.flatten()
         x = x.to(scale.dtype)
-        logits = F.group_norm(x, norm.num_groups, weight, bias, norm.eps)
+        # torch's function of that name refuses one value a channel.
+        logits = torch.group_norm(x, norm.num_groups, weight, bias, norm.eps)
         return logits.sigmoid_()
 
     def _shuffle(self, u: Tensor, v: Tensor) -> Tensor:

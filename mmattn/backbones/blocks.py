@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mmattn.attention import list_attentions
+from mmattn.attention.base import is_traced
 from mmattn.errors import ConfigError
 from mmattn.registry import MODELS
 
@@ -29,21 +30,54 @@ def get_plugin_class(name: str | type) -> type:
         name: ``'mmattn.SCSA'``, another registered name, or a class.
 
     Raises:
-        ConfigError: If the name is not registered.
+        ConfigError: If the name is not registered, or not as a module.
     """
-    if inspect.isclass(name):
-        return name
+    cls = name if inspect.isclass(name) else _look_up(name)
+    if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+        raise ConfigError(f'plugin type {name!r} is no class of modules')
+    return cls
+
+
+def _look_up(name: str) -> object:
     if not isinstance(name, str):
         raise ConfigError(f'plugin type {name!r} must be a name or a class')
     with MMENGINE_MODELS.switch_scope_and_registry(None) as registry:
-        cls = registry.get(name) or MODELS.get(name)
-    if cls is None:
+        found = registry.get(name) or MODELS.get(name)
+    if found is None:
         raise ConfigError(
             f'plugin type {name!r} is not registered; mmattn has '
             f'{", ".join(list_attentions())}; '
             "a module of your own needs custom_imports=dict(imports=['...'])"
         )
-    return cls
+    return found
+
+
+def _build(
+    cfg: Mapping, position: str, in_channels: int
+) -> tuple[str, nn.Module]:
+    """Build a plugin and its name in the block."""
+    settings = dict(cfg)
+    cls = get_plugin_class(settings.pop('type'))
+    postfix = settings.pop('postfix', '')
+    if not isinstance(postfix, (int, str)) or '.' in str(postfix):
+        raise ConfigError(
+            f'plugin {cls.__name__} at {position}: postfix={postfix!r} must '
+            'be a string without a dot, or a number'
+        )
+    try:
+        return build_plugin_layer(
+            dict(settings, type=cls), postfix=postfix, in_channels=in_channels
+        )
+    # Modules of others refuse arguments by any kind of error.
+    except Exception as error:
+        shown = ', '.join(
+            f'{key}={value!r}' for key, value in settings.items()
+        )
+        kind = '' if isinstance(error, ValueError) else type(error).__name__
+        raise ConfigError(
+            f'plugin {cls.__name__}({shown}) at {position}, in_channels='
+            f'{in_channels}: {": ".join(filter(None, (kind, str(error))))}'
+        ) from error
 
 
 class PluginBlock:
@@ -73,18 +107,7 @@ class PluginBlock:
         Raises:
             ConfigError: If it cannot be built or its name is taken.
         """
-        cfg = dict(cfg)
-        postfix = cfg.pop('postfix', '')
-        cfg['type'] = get_plugin_class(cfg['type'])
-        try:
-            name, layer = build_plugin_layer(
-                cfg, postfix=postfix, in_channels=self.widths()[position]
-            )
-        except (TypeError, ValueError, KeyError, AssertionError) as error:
-            raise ConfigError(
-                f'plugin {cfg["type"].__name__} at {position}: '
-                f'{error or "an argument is wrong"}'
-            ) from error
+        name, layer = _build(cfg, position, self.widths()[position])
         if hasattr(self, name):
             raise ConfigError(
                 f'two modules of a block would be named {name!r}; give the '
@@ -96,7 +119,14 @@ class PluginBlock:
     def plug(self, x: Tensor, position: str) -> Tensor:
         """Run the plugins of a position, ``(B, C, H, W)`` to the same."""
         for name in self.plugin_names[position]:
-            x = getattr(self, name)(x)
+            out = getattr(self, name)(x)
+            if not is_traced() and getattr(out, 'shape', None) != x.shape:
+                got = out.shape if isinstance(out, Tensor) else type(out)
+                raise ConfigError(
+                    f'plugin {name} at {position} must return a map as the '
+                    f'one it is given, of {x.shape}, but returns {got}'
+                )
+            x = out
         return x
 
     def checkpointed(

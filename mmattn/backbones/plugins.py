@@ -44,6 +44,11 @@ def check_plugins(
         ConfigError: If a key, type, position, ``stages`` or ``blocks`` is
             wrong; the message lists what exists.
     """
+    if not isinstance(plugins, (list, tuple)):
+        raise ConfigError(
+            f'plugins={plugins!r} must be a list of dicts with cfg, position '
+            'and, optionally, stages and blocks'
+        )
     # MobileNetV2's first block has fewer.
     blocks = itertools.chain(*stages)
     positions = max((list(block.widths()) for block in blocks), key=len)
@@ -56,13 +61,16 @@ def check_plugins(
                 f'{where} must be a dict with cfg, position and, optionally, '
                 f'stages and blocks, but is {plugin!r}'
             )
-        unknown = sorted(set(plugin) - set(KEYS))
+        unknown = sorted(set(plugin) - set(KEYS), key=str)
         if unknown:
             raise ConfigError(
                 f'{where} has unknown keys {unknown}; it may have {KEYS}'
             )
         if not isinstance(plugin['cfg'], dict) or 'type' not in plugin['cfg']:
-            raise ConfigError(f'{where} has no type in its cfg')
+            raise ConfigError(
+                f'{where} has no type in cfg={plugin["cfg"]!r}; it needs a '
+                'dict with a type and the arguments of the module'
+            )
         get_plugin_class(plugin['cfg']['type'])
         if plugin['position'] not in positions:
             raise ConfigError(
@@ -151,8 +159,9 @@ class PluginBackbone:
         stages = [list(stage) for stage in self.plugin_stages()]
         for block in itertools.chain(*stages):
             self.block_classes[type(block)].adopt(block)
-        check_plugins(plugins or (), stages)
-        for i, plugin in enumerate(plugins or ()):
+        plugins = () if plugins is None else plugins
+        check_plugins(plugins, stages)
+        for i, plugin in enumerate(plugins):
             if not self._insert(plugin, stages):
                 raise ConfigError(
                     f'plugins[{i}]: none of the chosen blocks has '
