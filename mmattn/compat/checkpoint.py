@@ -200,13 +200,15 @@ def load_from_http(filename: str, map_location: Any = None) -> Any:
     """Load what is at an address, from the cache if it is there."""
     from mmengine.dist import barrier, get_rank
 
-    # One process fetches it, the others find it in the cache.
-    if get_rank() == 0:
-        path = _fetch(filename)
-    barrier()
-    if get_rank() > 0:
-        path = _fetch(filename)
-    return load(path, map_location, filename)
+    # One process fetches it, the others find it in the cache; or meet the
+    # same error, for which they do not wait in vain.
+    path = None
+    try:
+        if get_rank() == 0:
+            path = _fetch(filename)
+    finally:
+        barrier()
+    return load(path or _fetch(filename), map_location, filename)
 
 
 def load_from_torchvision(filename: str, map_location: Any = None) -> Any:

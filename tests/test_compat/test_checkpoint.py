@@ -410,7 +410,7 @@ def test_programs_and_archives_are_refused(tmp_path):
         for name in ('storages', 'tensors', 'pickle'):
             tar.add(script, name)
     for path in (script, archive):
-        with pytest.raises(ConfigError, match=f'{path.name} '):
+        with pytest.raises(ConfigError, match=r'pth .*(TorchScript|tar)\b'):
             checkpoint.load(str(path))
 
 

@@ -104,7 +104,7 @@ READERS = {
     ],
     'robustness': [
         'analysis_tools/robustness.py',
-        *('--model', 'CONFIG', '{}', '--rotations', '90'),
+        *('--model', 'CONFIG', '{}', '--rotations', 'rot90'),
     ],
     'converter': ['model_converters/scsa_official.py', '{}', 'out.pth'],
 }
@@ -114,6 +114,8 @@ READERS = {
 def test_a_malicious_checkpoint_is_refused(
     name, altered, digits, demo, target, run_tool, monkeypatch
 ):
+    if name == 'cam':
+        pytest.importorskip('pytorch_grad_cam')
     path = altered(Touch(target))
     image = next((digits / 'data/digits/images/val').iterdir())
     known = {
@@ -206,13 +208,13 @@ def test_a_dump_trains_like_its_config(
     demo, digits, trained, short, run_tool, tmp_path, monkeypatch
 ):
     """The detector, whose pipeline takes tuples and no lists."""
-    expected = torch.load(trained(DETECTOR), weights_only=True)
+    expected = checkpoint.load(str(trained(DETECTOR)))
     dump = tmp_path / 'dump.json'
     run_tool('dump_config.py', demo / f'{DETECTOR}.py', dump)
     monkeypatch.chdir(digits)
     words = ['--safe-config', '--work-dir', tmp_path / 'run']
     run_tool('train.py', dump, *words, '--cfg-options', *short)
-    weights = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)
+    weights = checkpoint.load(str(tmp_path / 'run' / 'epoch_1.pth'))
     for key, value in expected['state_dict'].items():
         assert torch.equal(weights['state_dict'][key], value), key
 
