@@ -16,7 +16,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='The config file. Its code is run.')
-    parser.add_argument('out', help='A .yml, .yaml or .json file.')
+    parser.add_argument(
+        'out',
+        help='A .yml, .yaml or .json file; JSON is read with --safe-config '
+        'alone, for its tuples are marked.',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
