@@ -135,13 +135,14 @@ def make_norm(norm_cfg: dict | None, width: int) -> nn.Module | None:
     """Build a norm by mmcv's config; None for none.
 
     Raises:
-        ValueError: If mmcv cannot build it, or it takes no map of one pixel.
+        ValueError: If mmcv cannot build it, or it takes not every map.
     """
     if norm_cfg is None:
         return None
     try:
         norm = build_norm_layer(norm_cfg, width)[1].eval()
-        normalize(norm, torch.zeros(1, width, 1, 1))
+        for size in ((1, 1), (2, 3)):
+            normalize(norm, torch.zeros(1, width, *size))
     except (
         AssertionError,
         KeyError,
