@@ -5,6 +5,7 @@ A framework's block becomes one of these by :meth:`PluginBlock.adopt`: the
 same attributes, and a forward that visits every position.
 """
 
+import contextlib
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -41,7 +42,11 @@ def get_plugin_class(name: str | type) -> type:
 def _look_up(name: str) -> object:
     if not isinstance(name, str):
         raise ConfigError(f'plugin type {name!r} must be a name or a class')
-    with MMENGINE_MODELS.switch_scope_and_registry(None) as registry:
+    found = None
+    with (
+        contextlib.suppress(RuntimeError),  # mmengine's for no name at all
+        MMENGINE_MODELS.switch_scope_and_registry(None) as registry,
+    ):
         found = registry.get(name) or MODELS.get(name)
     if found is None:
         raise ConfigError(

@@ -573,6 +573,7 @@ BLOCK = dict(position='after_block')
             [{**BLOCK, 'cfg': dict(type='mmattn.SE'), 3: 1, 'a': 2}],
             ["[3, 'a']"],
         ),
+        ([dict(BLOCK, cfg=dict(type=''))], ["plugin type '' is not"]),
         ([dict(BLOCK, cfg=dict(type=dict))], ['dict', 'no class of modules']),
         (
             [dict(BLOCK, cfg=dict(type='mmattn.SE', postfix='a.b'))],
