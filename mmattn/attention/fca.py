@@ -148,7 +148,8 @@ class FCA(Attention):
         groups = x.flatten(2).unflatten(1, (len(self.grid), -1))
         # Rows, transposed: the product with columns takes five times as long.
         basis = basis.repeat(x.shape[0], 1).unsqueeze(1)  # (B * n, 1, HW)
-        return torch.bmm(groups.flatten(0, 1), basis.mT).view(x.shape[:2])
+        basis = basis.transpose(1, 2)
+        return torch.bmm(groups.flatten(0, 1), basis).view(x.shape[:2])
 
     def _gate(self, x: Tensor) -> Tensor:
         with no_autocast(x):

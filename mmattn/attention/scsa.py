@@ -148,6 +148,8 @@ class SMSA(Attention):
             [F.pad(f.weight, [reach - f.padding[0]] * 2) for f in convs]
         )
         bias = torch.cat([conv.bias for conv in convs])
+        # As it is, but an exporter to ONNX has lost track of the shape.
+        weight = weight.view(len(bias), 1, 2 * reach + 1)
         out = F.conv1d(sequence, weight, bias, padding=reach, groups=len(bias))
         if norm is not None and not self.norm_first:
             out = normalize(norm, out)
@@ -197,8 +199,7 @@ class PCSA(Attention):
     with :math:`d = C / \mathrm{num\_heads}`. Input and output are ``(B,
     in_channels, H, W)`` of one dtype, any H, W >= 1. The pooling drops
     leftover rows and columns, as the official code does. An axis shorter than
-    the window is pooled as a whole; the official code raises there. A graph
-    exported with dynamic sizes is for maps of at least two windows a side.
+    the window is pooled as a whole; the official code raises there.
 
     Args:
         in_channels: Width of the map.

@@ -102,17 +102,40 @@ def pool(x: Tensor, window: int | None) -> Tensor:
     """
     if window is None:
         return x.mean((2, 3), keepdim=True)
+    if is_compiling() or torch.jit.is_tracing():
+        return _pool_in_graph(x, window)
     sides = [window, window]
     for i, axis in enumerate((2, 3)):
         if x.shape[axis] < window:
             x = x.mean(axis, keepdim=True)
             sides[i] = 1
-    if is_compiling():
+    return F.avg_pool2d(x, sides)
+
+
+def _pool_in_graph(x: Tensor, window: int) -> Tensor:
+    """Do what :func:`pool` does, in one graph for maps of every size."""
+    height, width = (_at_least(window, side) - side for side in x.shape[2:])
+
+    def average(x: Tensor) -> Tensor:
+        x = F.pad(x, (0, width, 0, height))
+        if not is_compiling():
+            return F.avg_pool2d(x, window)
         # The shape function of avg_pool2d asks whether the window divides
         # the map, which would tie an exported graph to the answer.
-        rows = x.unfold(2, sides[0], sides[0])
-        return rows.unfold(3, sides[1], sides[1]).mean((4, 5))
-    return F.avg_pool2d(x, sides)
+        rows = x.unfold(2, window, window)
+        return rows.unfold(3, window, window).mean((4, 5))
+
+    # Of a window that reaches beyond the map, what lies inside counts.
+    return average(x) / average(torch.ones_like(x[:1, :1]))
+
+
+def _at_least(least: int, side: int) -> int:
+    """Return the larger one, by the graph where this is being traced."""
+    if isinstance(side, Tensor):
+        return side.clamp(min=least)
+    if isinstance(side, torch.SymInt):
+        return torch.sym_max(side, least)
+    return max(side, least)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
@@ -131,11 +154,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     The gradient of the library's attention cannot be differentiated once
     more, which it says; that of ``MMATTN_OPS=reference`` can.
     """
-    dtype = q.dtype
+    dtype, heads = q.dtype, q.shape[1]
     q, k, v = (t.to(precision_of(t)) for t in (q, k, v))
     if choose(q) == 'reference':
-        attention = (q @ k.mT).softmax(-1)
-        attended = F.dropout(attention, dropout) @ v
+        # Not as q @ k.mT, which asks for the sizes of the map to export.
+        q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        attention = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
+        attended = torch.bmm(F.dropout(attention, dropout), v)
+        attended = attended.unflatten(0, (-1, heads))
     else:
         attended = F.scaled_dot_product_attention(
             q, k, v, dropout_p=dropout, scale=1.0
