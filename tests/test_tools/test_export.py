@@ -20,6 +20,7 @@ from mmattn.engine import export as engine
 from mmattn.engine import read_config
 from mmattn.engine.export import FORMATS, Part, compare, load, operators, write
 from mmattn.errors import ConfigError
+from mmattn.ops import scsa
 from mmattn.registry import MODELS
 from mmattn.visualization import TrainedModel
 
@@ -116,6 +117,15 @@ def test_operators_show_what_is_not_plain(format, tmp_path):
     image = torch.rand(1, 1, 6, 5)
     _, used = exported(boxes, [image], path, format, dynamic=False)
     assert 'torchvision::nms' in used
+
+
+@by_format
+def test_windows_of_scsa_at_three_sizes(format, tmp_path):
+    # By itself: the norm behind it hides a factor.
+    layer, images = Layer(lambda x: scsa.pool(x, 7)), maps(3)
+    run, _ = exported(layer, images, tmp_path / 'pool.pt2', format)
+    for x in images:
+        torch.testing.assert_close(run(x)[0], layer(x))
 
 
 # ------------------------------------------------------------ what is mended
