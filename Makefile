@@ -27,7 +27,7 @@ demo:  ## Train and evaluate a small detector with ATTN on the CPU
 	@$(VPYTHON) tools/demo.py --attn $(ATTN)
 
 test:  ## Run the tests in JOBS processes; PYTEST_ARGS goes to pytest
-	@$(BOOTSTRAP) mm,optional,visual,tests
+	@$(BOOTSTRAP) mm,optional,visual,export,tests
 	@$(VPYTHON) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
 
 lint:  ## Check style with ruff

@@ -1,5 +1,6 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 import argparse
+import errno
 
 import pytest
 import torch
@@ -115,6 +116,16 @@ def test_other_checkpoint_hooks_stay(hooks, kept):
     launch.keep_safe(cfg)
     assert cfg.default_hooks.checkpoint == kept
     assert cfg.randomness.seed == 3
+
+
+def test_a_full_disk_is_one_line():
+    with pytest.raises(SystemExit) as caught, launch.one_line_errors():
+        raise OSError(errno.ENOSPC, 'No space left on device', 'x/epoch_1.pth')
+    assert str(caught.value).startswith('error: [Errno 28] No space left')
+    assert "'x/epoch_1.pth'" in str(caught.value)
+    assert '--resume' in str(caught.value)
+    with pytest.raises(OSError), launch.one_line_errors():
+        raise OSError(errno.EIO, 'broken')
 
 
 def test_unrelated_errors_keep_their_traceback():

@@ -7,7 +7,6 @@ import os
 import zipfile
 from pathlib import Path
 
-import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 
@@ -44,9 +43,9 @@ class AtomicBackend(LocalBackend):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-        except BaseException:
+        except OSError as error:
             part.unlink(missing_ok=True)
-            raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
         _sync_folder(path.parent)
 
     def remove(self, filepath: str | Path) -> None:
@@ -86,18 +85,6 @@ def find_fault(path: str | Path) -> str:
     return f'its part {part} is damaged' if part else ''
 
 
-def _iteration(path: Path) -> int:
-    """Return how far a checkpoint is; -1 if that cannot be read."""
-    try:
-        checkpoint = torch.load(
-            path, map_location='cpu', mmap=True, weights_only=True
-        )
-        return checkpoint['meta']['iter'] if 'optimizer' in checkpoint else -1
-    # A damaged pickle may raise anything.
-    except Exception:
-        return -1
-
-
 def newest_checkpoint(folder: str | Path) -> str | None:
     """Find the checkpoint to resume a run from.
 
@@ -105,18 +92,18 @@ def newest_checkpoint(folder: str | Path) -> str | None:
         folder: The run's folder.
 
     Returns:
-        Path of that with the most iterations among the whole ones, and None
-        if there is none. A damaged one is passed over with a warning.
+        Path of the one written last among the whole ones, and None if there
+        is none. A damaged one is passed over with a warning.
     """
     names = ('epoch_*.pth', 'iter_*.pth', PREEMPTED)
     found = [path for name in names for path in Path(folder).glob(name)]
-    damaged = {path: fault for path in found if (fault := find_fault(path))}
-    for path, fault in damaged.items():
+    for path in sorted(found, key=os.path.getmtime, reverse=True):
+        fault = find_fault(path)
+        if not fault:
+            return str(path)
         print_log(
             f'{path} is damaged and not used: {fault}',
             logger='current',
             level=logging.WARNING,
         )
-    whole = [(_iteration(path), path) for path in found if path not in damaged]
-    iteration, path = max(whole, default=(-1, None))
-    return None if iteration < 0 else str(path)
+    return None

@@ -6,6 +6,7 @@ Both serve mmdet, mmsegmentation and mmpretrain configs, with a GPU or without.
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import subprocess
@@ -55,6 +56,13 @@ def one_line_errors() -> Iterator[None]:
     except FileNotFoundError as error:
         raise SystemExit(
             f'error: {error} (relative paths start at {os.getcwd()})'
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise SystemExit(
+            f'error: {error}; what was saved before is whole: free some room '
+            'and go on with --resume'
         ) from error
     except KeyError as error:
         # The registry's own message names what it looked for, and where.

@@ -20,13 +20,9 @@ def backend():
     return get_file_backend(backend_args=dict(backend='mmattn_atomic'))
 
 
-def save(path, iteration, optimizer=True):
-    state = dict(
-        meta=dict(iter=iteration), state_dict=dict(w=torch.rand(100, 100))
-    )
-    if optimizer:
-        state['optimizer'] = {}
-    torch.save(state, path)
+def save(path, age):
+    torch.save(dict(meta={}, state_dict=dict(w=torch.rand(100, 100))), path)
+    os.utime(path, (1e9 - age, 1e9 - age))
     return path
 
 
@@ -52,21 +48,21 @@ def test_the_newest_whole_checkpoint_is_found(damage, tmp_path, monkeypatch):
         checkpoints, 'print_log', lambda text, **_: lines.append(text)
     )
     assert newest_checkpoint(tmp_path) is None
-    newest = save(tmp_path / 'epoch_10.pth', 100)
-    before = save(tmp_path / 'epoch_9.pth', 90)
-    save(tmp_path / 'iter_95.pth', 85)
-    save(tmp_path / 'best_coco_epoch_11.pth', 110, optimizer=False)
-    save(tmp_path / 'iter_120.pth', 120, optimizer=False)  # weights alone
-    (tmp_path / 'epoch_12.pth.part').write_bytes(newest.read_bytes())
+    newest = save(tmp_path / 'epoch_10.pth', age=10)
+    before = save(tmp_path / 'epoch_9.pth', age=20)
+    save(tmp_path / 'iter_95.pth', age=25)
+    save(tmp_path / 'best_coco_epoch_11.pth', age=5)  # weights alone
+    save(tmp_path / 'epoch_12.pth.part', age=1)
     assert newest_checkpoint(tmp_path) == str(newest)
-    preempted = save(tmp_path / 'preempted.pth', 104)
+    preempted = save(tmp_path / 'preempted.pth', age=7)
     assert newest_checkpoint(tmp_path) == str(preempted)
     assert lines == []
-    damage(preempted)
-    damage(newest)
+    for path, age in ((preempted, 7), (newest, 10)):
+        damage(path)
+        os.utime(path, (1e9 - age, 1e9 - age))
     assert newest_checkpoint(tmp_path) == str(before)
-    assert sorted(line.split(' is damaged')[0] for line in lines) == [
-        str(newest), str(preempted),
+    assert [line.split(' is damaged')[0] for line in lines] == [
+        str(preempted), str(newest),
     ]  # fmt: skip
     assert find_fault(newest) and not find_fault(before)
 
