@@ -21,7 +21,7 @@ def backend():
 
 
 def save(path, age):
-    torch.save(dict(meta={}, state_dict=dict(w=torch.rand(100, 100))), path)
+    torch.save(dict(meta=1, state_dict=dict(w=torch.rand(100, 100))), path)
     os.utime(path, (1e9 - age, 1e9 - age))
     return path
 

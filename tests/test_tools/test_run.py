@@ -3,8 +3,6 @@
 
 import os
 import pickle
-import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
 
 ROOT = Path(__file__).parents[2]
@@ -66,12 +63,6 @@ def run(*words, **env):
         timeout=300,
     )
     return result.returncode, result.stdout
-
-
-def free_port():
-    with socket.socket() as server:
-        server.bind(('127.0.0.1', 0))
-        return str(server.getsockname()[1])
 
 
 def weights(checkpoint):
@@ -233,19 +224,6 @@ def test_work_dir_priority(load_tool, tmp_path):
     assert work_dir() == 'from_line'
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason='is about its absence')
-def test_amp_without_a_gpu_falls_back_with_a_message(
-    short, run_tool, tmp_path, caplog
-):
-    MMLogger.get_current_instance().addHandler(caplog.handler)
-    run_tool(
-        'train.py', RESNET, '--amp', '--work-dir', tmp_path,
-        '--cfg-options', *short,
-    )  # fmt: skip
-    assert '--amp needs a GPU' in caplog.text
-    assert (tmp_path / 'epoch_1.pth').is_file()
-
-
 def test_auto_scale_lr_is_said_to_be_missing(run_tool, tmp_path):
     config = tmp_path / 'plain.py'
     config.write_text(f"_base_ = '{RESNET}'\nauto_scale_lr = None\n")
@@ -310,47 +288,6 @@ def test_exit_code_and_line_of_a_real_process():
     assert code == 1
     assert output.strip().splitlines()[-1].startswith('error: ')
     assert 'Traceback' not in output
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason='uses CPU processes')
-def test_two_processes_equal_one_with_the_whole_batch(
-    short, run_tool, tmp_path
-):
-    # One step on 8 images without what differs by design: batch statistics
-    # and the order of the images.
-    options = [
-        '--cfg-options', *short, 'train_dataloader.dataset.indices=8',
-        'train_dataloader.sampler.shuffle=False',
-        *NO_AUGMENTATION,
-        'model.backbone.norm_eval=True',
-        'model.backbone.zero_init_residual=False',
-        'auto_scale_lr.enable=False', 'param_scheduler=[]',
-        'optim_wrapper.optimizer.type=SGD',
-    ]  # fmt: skip
-    step = 'optim_wrapper.optimizer.lr=0.1'
-    start, one, two = (tmp_path / name for name in ('start', 'one', 'two'))
-    whole = 'train_dataloader.batch_size=8'
-    run_tool(
-        'train.py', RESNET, '--work-dir', start, *options, whole,
-        'optim_wrapper.optimizer.lr=0.0',
-    )  # fmt: skip
-    run_tool('train.py', RESNET, '--work-dir', one, *options, whole, step)
-    code, output = run(
-        'bash', ROOT / 'tools/dist_train.sh', RESNET, 2, '--work-dir', two,
-        *options, 'train_dataloader.batch_size=4', step, PORT=free_port(),
-    )  # fmt: skip
-    assert code == 0, output[-3000:]
-    assert re.search(r'Distributed training: True\s+GPU number: 2', output)
-    start, one, two = (weights(d / 'epoch_1.pth') for d in (start, one, two))
-    for key, before in start.items():
-        update = one[key] - before
-        if key.endswith('num_batches_tracked'):
-            continue
-        scale = update.abs().max().item()
-        assert scale > 0 or 'running' in key, key
-        torch.testing.assert_close(
-            two[key] - before, update, rtol=1e-3, atol=1e-3 * scale + 1e-7
-        )
 
 
 @pytest.mark.parametrize('with_model', [True, False])
