@@ -1,11 +1,13 @@
 # Everything works in $(VENV), which `tools/bootstrap.py` creates and fills.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint doctor clean
+.PHONY: help demo test test-matrix lint doctor clean
 
 VENV ?= .venv
 ATTN ?= scsa
 JOBS ?= 2
 PYTEST_ARGS ?=
+SETS ?=
+WHEEL ?=
 
 # The environment's own Python when there is one, else the first on PATH that
 # is in the supported range; when none is, bootstrap.py tells.
@@ -19,8 +21,8 @@ VPYTHON = $(VENV)/bin/python
 BOOTSTRAP = $(PYTHON) tools/bootstrap.py --venv $(VENV) --extras
 
 help:  ## Print this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
-	@echo 'Variables: PYTHON (3.10 to 3.12), VENV ($(VENV)), ATTN ($(ATTN)), JOBS ($(JOBS)), PYTEST_ARGS'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 24
+	@echo 'Variables: PYTHON (3.10 to 3.12), VENV ($(VENV)), ATTN ($(ATTN)), JOBS ($(JOBS)), PYTEST_ARGS, SETS, WHEEL'
 
 demo:  ## Train and evaluate a small detector with ATTN on the CPU
 	@$(BOOTSTRAP) mm,optional
@@ -29,6 +31,10 @@ demo:  ## Train and evaluate a small detector with ATTN on the CPU
 test:  ## Run the tests in JOBS processes; PYTEST_ARGS goes to pytest
 	@$(BOOTSTRAP) mm,optional,visual,export,tests
 	@$(VPYTHON) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-matrix:  ## Run the tests in several sets of versions: docs/compatibility.md
+	@$(PYTHON) tools/test_matrix.py $(SETS) --jobs $(JOBS) --wheel='$(WHEEL)' \
+		--pytest-args='$(PYTEST_ARGS)'
 
 lint:  ## Check style with ruff
 	@$(VPYTHON) -m ruff --version >/dev/null 2>&1 || $(BOOTSTRAP) tests

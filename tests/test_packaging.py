@@ -25,11 +25,14 @@ from mmattn import registry
 ROOT = Path(__file__).parents[1]
 #: What a checkout has and no commit does; setuptools would pack some of it.
 REMAINS = shutil.ignore_patterns(
-    '.git', '.venv', '__pycache__', '*.egg-info', 'build', 'dist',
+    '.git', '.venv', '.venv-matrix', '__pycache__', '*.egg-info', 'build', 'dist',
     'data', 'work_dirs',
 )  # fmt: skip
 #: Tools that only serve a checkout.
-CHECKOUT_ONLY = {'bootstrap.py', 'update_metafiles.py', 'update_readme.py'}
+CHECKOUT_ONLY = {
+    *('bootstrap.py', 'test_matrix.py'),
+    *('update_metafiles.py', 'update_readme.py'),
+}
 DEMO = 'faster-rcnn_r18-scsa_fpn_15e_digits'
 SHORT = (
     '--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1',
