@@ -25,8 +25,8 @@ from mmattn import registry
 ROOT = Path(__file__).parents[1]
 #: What a checkout has and no commit does; setuptools would pack some of it.
 REMAINS = shutil.ignore_patterns(
-    '.git', '.venv', '.venv-matrix', '__pycache__', '*.egg-info', 'build', 'dist',
-    'data', 'work_dirs',
+    '.git', '.venv', '.venv-matrix', '__pycache__', '*.egg-info', 'build',
+    'dist', 'data', 'work_dirs',
 )  # fmt: skip
 #: Tools that only serve a checkout.
 CHECKOUT_ONLY = {
