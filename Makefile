@@ -47,5 +47,5 @@ doctor:  ## Say what is installed, what is wrong with it, what mends it
 
 clean:  ## Remove caches and build output, not the environment
 	rm -rf build dist .pytest_cache .ruff_cache *.egg-info
-	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune \
+	find . \( -path './$(VENV)' -o -path ./.venv-matrix \) -prune -o -name __pycache__ -type d -prune \
 		-exec rm -rf {} +

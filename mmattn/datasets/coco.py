@@ -1,10 +1,13 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 """COCO's format, with the classes of the config and of the file compared."""
 
+import logging
+import math
 from pathlib import Path
 
 from mmdet.datasets import CocoDataset as _CocoDataset
 from mmdet.datasets.api_wrappers import COCO
+from mmengine.logging import print_log
 
 from mmattn.errors import ConfigError
 from mmattn.registry import DATASETS
@@ -17,12 +20,24 @@ class CocoDataset(_CocoDataset):
     mmdet numbers the labels by the order of ``categories`` in the annotation
     file and leaves out, without a word, each class of ``metainfo`` that the
     file lacks. A misspelt class or another order so shows as a bad score
-    only; here it is an error. All arguments are mmdet's.
+    only; here it is an error.
+
+    It also leaves out boxes with NaN or infinity, so that their objects count
+    as background. Here their images are left out, with a warning, and too
+    many of them are an error; in an evaluation one is too many.
+
+    Args:
+        ann_file: As mmdet's.
+        metainfo: As mmdet's.
+        args: The others of mmdet's.
+        max_skipped: Images to leave out for boxes that are not finite.
+        kwargs: The others of mmdet's.
 
     Raises:
         ConfigError: ``classes`` is a single string, one of them is not in
             the annotation file, they stand in another order there, the file
-            is no JSON or lists no image, or ``filter_cfg`` leaves none.
+            is no JSON or lists no image, ``filter_cfg`` leaves none, or too
+            many have boxes that are not finite.
         FileNotFoundError: There is no annotation file.
     """
 
@@ -31,8 +46,10 @@ class CocoDataset(_CocoDataset):
         ann_file: str = '',
         metainfo: dict | None = None,
         *args,
+        max_skipped: int = 10,
         **kwargs,
     ) -> None:
+        self.max_skipped = max_skipped
         classes = (metainfo or {}).get('classes')
         if isinstance(classes, str):
             raise ConfigError(
@@ -52,6 +69,7 @@ class CocoDataset(_CocoDataset):
             coco = COCO(path)
         except ValueError as error:
             raise ConfigError(f'{path} is no JSON: {error}') from error
+        self._annotations = coco.dataset.get('annotations', [])
         if not coco.imgs:
             raise ConfigError(f'{path} lists no images')
         categories = coco.dataset.get('categories', [])
@@ -59,6 +77,28 @@ class CocoDataset(_CocoDataset):
             self.metainfo['classes'], [c['name'] for c in categories], path
         )
         return coco
+
+    def load_data_list(self) -> list[dict]:
+        """List the images, without those whose boxes are not finite."""
+        data = super().load_data_list()
+        damaged = {
+            annotation['image_id']
+            for annotation in self._annotations
+            if not all(map(math.isfinite, annotation.get('bbox', ())))
+        }
+        self._annotations = []  # the parsed ones are enough
+        paths = [d['img_path'] for d in data if d['img_id'] in damaged]
+        if not paths:
+            return data
+        allowed = 0 if self.test_mode else self.max_skipped
+        text = (
+            f'{self.ann_file} has boxes with NaN or infinity in {len(paths)} '
+            f'images (allowed: {allowed}), such as {paths[0]}'
+        )
+        if len(paths) > allowed:
+            raise ConfigError(text)
+        print_log(f'skipped: {text}', 'current', logging.WARNING)
+        return [d for d in data if d['img_id'] not in damaged]
 
     def filter_data(self) -> list[dict]:
         """Leave out what ``filter_cfg`` says, but not everything."""

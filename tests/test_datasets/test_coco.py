@@ -274,3 +274,25 @@ def test_detectors_check_their_classes(file):
         types = [metric.type for metric in metrics]
         assert 'mmattn.CocoMetric' in types, split
         assert 'CocoMetric' not in types, split
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('-inf')])
+def test_images_with_boxes_that_are_not_finite(bad, tmp_path, monkeypatch):
+    file = write(tmp_path / 'a.json', images=3)
+    content = json.loads(Path(file).read_text())
+    content['annotations'][1]['bbox'][3] = bad
+    Path(file).write_text(json.dumps(content))
+    lines = []
+    monkeypatch.setattr(
+        'mmattn.datasets.coco.print_log', lambda text, *_: lines.append(text)
+    )
+    kept = build(file)
+    assert [kept.get_data_info(i)['img_id'] for i in range(len(kept))] == [
+        2,
+        3,
+    ]
+    (line,) = lines
+    assert file in line and 'in 1 images (allowed: 10), such as 1.jpg' in line
+    for settings in (dict(max_skipped=0), dict(test_mode=True)):
+        with pytest.raises(ConfigError, match=r'in 1 images \(allowed: 0\)'):
+            build(file, **settings)
