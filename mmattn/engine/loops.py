@@ -111,7 +111,7 @@ class EpochBasedTrainLoop(_Resumable, mm.EpochBasedTrainLoop):
     def run(self) -> None:
         """Train; an evaluation that an interruption prevented comes first."""
         self.runner.call_hook('before_train')
-        if self._epoch and self._iter == self._epoch * len(self.dataloader):
+        if self._epoch and self._begun.get('epoch') != self._epoch:
             self._decide_current_val_interval()
             self._validate(self._is_due() and not self._is_validated)
         while self._epoch < self._max_epochs and not self.stop_training:
@@ -127,11 +127,25 @@ class EpochBasedTrainLoop(_Resumable, mm.EpochBasedTrainLoop):
             or self._epoch == self._max_epochs
         )
 
+    @property
+    def _begun(self) -> dict[str, int]:
+        """The epoch that was begun last, its first iteration and length."""
+        return self.runner.message_hub.runtime_info.get('begun_epoch', {})
+
+    def _find_start(self) -> int:
+        """Return how many batches of the epoch have been used."""
+        begun, length = self._begun, len(self.dataloader)
+        if begun.get('epoch') != self._epoch:
+            begun = dict(epoch=self._epoch, iter=self._iter, length=length)
+            self.runner.message_hub.update_info('begun_epoch', begun)
+        # The same share of it, should the number of processes have changed.
+        return (self._iter - begun['iter']) * length // begun['length']
+
     def run_epoch(self) -> None:
         """Train on what is left of the epoch."""
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        start = self._iter - self._epoch * len(self.dataloader)
+        start = self._find_start()
         self._begin(self._epoch, start)
         for index, batch in enumerate(self.dataloader, start):
             self.run_iter(index, batch)

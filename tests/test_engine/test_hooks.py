@@ -4,6 +4,7 @@
 import json
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def make(tmp_path, request):
     """Make the runner of a line: 4 batches of 2 an epoch, in order."""
     count = iter(range(100))
 
-    def make(data=None, do=None, loop=None, **more):
+    def make(data=None, do=None, loop=None, batch_size=2, **more):
         cfg = Config(
             dict(
                 train_cfg=loop or dict(by_epoch=True, max_epochs=2),
@@ -77,7 +78,7 @@ def make(tmp_path, request):
             train_dataloader=dict(
                 dataset=data or Numbers(),
                 sampler=dict(type='DefaultSampler', shuffle=False),
-                batch_size=2,
+                batch_size=batch_size,
                 num_workers=0,
             ),
             train_cfg=cfg.train_cfg,
@@ -166,6 +167,36 @@ def test_a_signal_saves_and_leaves_with_75(make, iteration, number, capfd):
     assert seen == expected
     assert not Path(path).exists()
     assert Path(runner.work_dir, 'epoch_2.pth').exists()
+
+
+@pytest.mark.parametrize(
+    ('leave', 'expected'),
+    [
+        # Of 4 batches of two: half of an epoch, the second one begun anew.
+        (leave_at(2, signal.SIGTERM), [4, 5, 6, 7, *range(8)]),
+        (None, [*range(8)]),
+    ],
+)
+def test_another_size_of_batch_goes_on_at_the_same_share(
+    make, leave, expected
+):
+    runner = make(
+        do=leave, loop=dict(by_epoch=True, max_epochs=2 - (not leave))
+    )
+    with pytest.raises(SystemExit) if leave else nullcontext():
+        runner.train()
+    seen = []
+    resumed = make(
+        do=lambda r: seen.append(weight(r)),
+        batch_size=1,
+        resume=True,
+        load_from=newest_checkpoint(runner.work_dir),
+    )
+    resumed.train()
+    used = -torch.tensor(seen).diff(
+        prepend=torch.tensor([-3.0 if leave else -14.0])
+    )
+    assert used.tolist() == expected
 
 
 def test_a_run_listens_while_it_lasts(make):
