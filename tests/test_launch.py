@@ -128,6 +128,13 @@ def test_a_full_disk_is_one_line():
         raise OSError(errno.EIO, 'broken')
 
 
+def test_ctrl_c_is_one_line(capsys):
+    with pytest.raises(SystemExit) as caught, launch.one_line_errors():
+        raise KeyboardInterrupt
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == 'interrupted\n'
+
+
 def test_unrelated_errors_keep_their_traceback():
     with pytest.raises(KeyError), launch.one_line_errors():
         raise KeyError('something else')

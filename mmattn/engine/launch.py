@@ -10,6 +10,7 @@ import errno
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,9 +46,15 @@ SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'SyncBatchNorm', 'NaiveSyncBN')
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn errors of the user's input into one line and exit code 1."""
+    """Turn errors of the user's input into one line and exit code 1.
+
+    Ctrl-C is one line, too; its exit code is 130, as of what it ends.
+    """
     try:
         yield
+    except KeyboardInterrupt as error:
+        print('interrupted', file=sys.stderr)
+        raise SystemExit(130) from error
     except (ConfigError, DataError) as error:
         # One of a worker comes with the worker's traceback before it.
         line = str(error).strip().splitlines()[-1]
