@@ -39,6 +39,9 @@ SHORT = (
     'default_hooks.checkpoint.interval=1',
 )  # fmt: skip
 
+# What setuptools' own .pth file does for Python 3.12, which has no distutils.
+DISTUTILS = 'import _distutils_hack; _distutils_hack.add_shim()'
+
 SDIST = """
 import sys
 from setuptools import build_meta
@@ -179,7 +182,7 @@ def installed(wheel, tmp_path_factory):
     # their .pth files, an editable install's among them, are not read.
     packages = [p for p in sys.path if p and any(Path(p).glob('*.dist-info'))]
     listed = environment.package.with_name('packages.pth')
-    listed.write_text('\n'.join(packages))
+    listed.write_text('\n'.join([*packages, DISTUTILS]))
     return environment
 
 

@@ -338,8 +338,8 @@ def test_bad_arguments_are_one_line(case, tool, tmp_path, monkeypatch, capsys):
         (
             [*CLASSIFIER[:2], 'model.backbone.base_channels=18',
              'model.head.in_channels=576'],
-            'error: scsa cannot be measured: plugin SCSA at after_conv2: '
-            'in_channels=18 ',
+            'error: scsa cannot be measured: plugin SCSA() at after_conv2, '
+            'in_channels=18: ',
         ),
         (
             [*CLASSIFIER, '--train', '--batch', 1],
