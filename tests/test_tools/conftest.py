@@ -17,10 +17,13 @@ SHORT = (
 def _unformatted():
     """Leave out the layout of a config's text: half the time of a run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            'mmengine.config.config.FormatCode',
-            lambda text, **_: (text, True),
-        )
+        # mmengine has it by its own name, onedl-mmengine imports it late.
+        for module in ('mmengine.config.config', 'yapf.yapflib.yapf_api'):
+            patch.setattr(
+                f'{module}.FormatCode',
+                lambda text, **_: (text, True),
+                raising=False,
+            )
         yield
 
 
