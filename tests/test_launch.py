@@ -79,7 +79,7 @@ def test_processes_without_ranks_are_told_how_to_start(
 
 SAFE = """
 train_cfg = dict(by_epoch=True, max_epochs=2)
-val_cfg = dict(type='ValLoop')
+val_cfg = dict()
 test_cfg = dict(type='OwnLoop')
 default_hooks = dict(checkpoint=dict(interval=3), mean_loss=None,
                      invalid_loss=dict(patience=2))
@@ -102,6 +102,12 @@ def test_loops_and_hooks_are_the_safe_ones(tmp_path):
         invalid_loss=dict(type='mmattn.InvalidLossHook', patience=2),
     )
     assert cfg.randomness.seed == 0
+
+
+@pytest.mark.parametrize('seed', [-1, 0.5])
+def test_seeds_are_whole_numbers_from_0(seed):
+    with pytest.raises(ConfigError, match=f'whole number from 0, not {seed}'):
+        launch.keep_safe(Config(dict(randomness=dict(seed=seed))))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +171,17 @@ RATES = Config(
 def test_the_rate_of_a_run_is_said_beside_the_papers(processes, line):
     papers = '(papers: GSCA 0.01 for 8, SCSA 0.0025 for 2)'
     assert launch.describe_learning_rate(RATES, processes) == line + papers
+
+
+def test_several_optimisers_have_no_one_rate():
+    cfg = Config(
+        dict(
+            train_dataloader=dict(batch_size=2),
+            optim_wrapper=dict(constructor='Own', a=dict(), b=dict()),
+        )
+    )
+    line = launch.describe_learning_rate(cfg, 4)
+    assert line == '4 x 2 images a step, several optimisers'
 
 
 def test_the_rate_of_a_run_without_scaling_and_papers():

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmattn.engine import (
     add_run_arguments,
     build_runner,
+    check_seed,
     describe_learning_rate,
     enable_amp,
     leave_processes,
@@ -86,6 +87,7 @@ def training_config(args: argparse.Namespace) -> Config:
             )
         cfg.auto_scale_lr.enable = True
     if args.seed is not None:
+        check_seed(args.seed)
         cfg.randomness.seed = args.seed
     if args.deterministic:
         make_deterministic(cfg)
@@ -93,6 +95,8 @@ def training_config(args: argparse.Namespace) -> Config:
         start_backbone(cfg, args.backbone)
     if args.resume is not None:
         resume(cfg, args.resume)
+    elif cfg.get('resume'):
+        resume(cfg, cfg.get('load_from') or 'auto')
     return cfg
 
 

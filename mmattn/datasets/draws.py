@@ -26,7 +26,8 @@ def seed_all(*key: int) -> None:
         key: Whole numbers from 0. Tuples that differ anywhere give streams
             without visible relation.
     """
-    words = np.random.SeedSequence(key).generate_state(2)
+    # With the length, as numpy fills a short key up with zeros.
+    words = np.random.SeedSequence((len(key), *key)).generate_state(2)
     random.seed(int(words[0]))
     np.random.seed(words[0])
     seed = int(words[0]) << 32 | int(words[1])
@@ -146,4 +147,5 @@ class ResumableBatchSampler:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list]:
-        return islice(iter(self.batches), self.start, None)
+        start, self.start = self.start, 0
+        return islice(iter(self.batches), start, None)

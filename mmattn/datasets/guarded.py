@@ -1,8 +1,12 @@
 # Copyright (c) mmattn contributors. Licensed under Apache-2.0.
 """A data set that survives damaged files, and says which they are."""
 
+import atexit
 import logging
+import multiprocessing
+import os
 import signal
+import weakref
 
 import torch
 from mmengine.dataset import Compose
@@ -16,6 +20,8 @@ from .draws import seed_all
 
 #: Seconds that a worker outlives a SIGTERM, for its process to finish.
 GRACE = 120
+#: Workers of a data loader whose process ends are killed, up to so many.
+MAX_WORKERS = 256
 
 
 @DATASETS.register_module()
@@ -47,7 +53,10 @@ class GuardedDataset(Dataset):
         # One flag an image, which all workers see.
         self.bad = torch.zeros(len(dataset), dtype=torch.bool)
         self.bad.share_memory_()
+        self.workers = torch.zeros(MAX_WORKERS, dtype=torch.int64)
+        self.workers.share_memory_()
         self._in_worker = False
+        _guarded.add(self)
 
     def __getattr__(self, name: str):
         # While it is unpickled there is none yet.
@@ -68,9 +77,11 @@ class GuardedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
-        if not self._in_worker and get_worker_info() is not None:
-            outlive_signals()
+        worker = get_worker_info()
+        if not self._in_worker and worker is not None:
             self._in_worker = True
+            self.workers[worker.id % MAX_WORKERS] = os.getpid()
+            outlive_signals()
         key = getattr(index, 'key', None)
         for attempt in range(len(self)):
             if key is not None:
@@ -82,6 +93,8 @@ class GuardedDataset(Dataset):
                     sample = self.dataset[int(index)]
                     check_boxes(sample)
                     return sample
+                except MemoryError:
+                    raise
                 # Decoders raise whatever they like on a damaged file.
                 except Exception as error:
                     self._report(int(index), error)
@@ -92,13 +105,18 @@ class GuardedDataset(Dataset):
         """Note a damaged sample, and stop if it is one too many."""
         reason = str(error).strip().splitlines() or ['']
         text = f'{self.name_of(index)}: {type(error).__name__}: {reason[-1]}'
+        known = {
+            self.name_of(i) for i in self.bad.nonzero().flatten().tolist()
+        }
         self.bad[index] = True
-        count = int(self.bad.sum())
+        count = len(known | {self.name_of(index)})
         if count > self.max_skipped:
             raise DataError(
                 f'{text} (damaged images: {count}, allowed: max_skipped='
                 f'{self.max_skipped})'
             ) from error
+        if count == len(known):  # a data set may repeat an image
+            return
         print_log(
             f'skipped {count} of at most {self.max_skipped}: {text}',
             logger='current',
@@ -111,6 +129,23 @@ class GuardedDataset(Dataset):
             return self.dataset.get_data_info(index)['img_path']
         except (AttributeError, KeyError, TypeError):
             return f'image {index}'
+
+
+_guarded: weakref.WeakSet[GuardedDataset] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Kill the workers that still run when their process ends.
+
+    Python would terminate them, which they outlive, and wait.
+    """
+    pids = {pid for data in _guarded for pid in data.workers.tolist()}
+    workers = [w for w in multiprocessing.active_children() if w.pid in pids]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise
+    for worker in workers:
+        worker.kill()
 
 
 def check_boxes(sample: object) -> None:

@@ -80,8 +80,8 @@ def find_fault(path: str | Path) -> str:
     try:
         with zipfile.ZipFile(path) as file:
             part = file.testzip()
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        return f'{error}'
+    except Exception as error:  # damaged headers fail in any way
+        return f'{type(error).__name__}: {error}'
     return f'its part {part} is damaged' if part else ''
 
 

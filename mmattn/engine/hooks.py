@@ -42,8 +42,8 @@ class Preempted(SystemExit):
 class Agreement:
     """Lets all processes of a run know what one of them knows.
 
-    The processes talk by gloo, whatever their gradients go by: a GPU is not
-    made to wait.
+    The processes talk by gloo, whatever their gradients go by: what they say
+    is no work for a GPU.
     """
 
     def __init__(self) -> None:
@@ -69,12 +69,14 @@ class Agreement:
 
         Processes whose names or numbers of scalars differ get their own back.
         """
-        if self.group is None or len(scalars) >= MAX_SCALARS:
+        if self.group is None:
             return scalars
         processes = distributed.get_world_size(self.group)
         names = sum(map(ord, ' '.join(scalars)))
-        values = torch.zeros(MAX_SCALARS, dtype=torch.float64)
-        values[: len(scalars) + 1] = torch.tensor([names, *scalars.values()])
+        values = torch.full([MAX_SCALARS + 1], torch.nan, dtype=torch.float64)
+        if len(scalars) <= MAX_SCALARS:
+            row = torch.tensor([names, *scalars.values()])
+            values[: len(row)] = row
         distributed.all_reduce(values, group=self.group)
         if values[0] != names * processes:
             return scalars
@@ -122,8 +124,8 @@ class PreemptionHook(Hook):
     The iteration is finished, `preempted.pth` is saved in the run's folder,
     and all processes leave, the main one with exit code 75. In the midst of
     an accumulation of gradients it goes on to its end, as gradients are not
-    saved. A validation is broken off at once, and begins anew when the run
-    is resumed.
+    saved. A validation is broken off, and begins anew when the run is resumed;
+    several processes save, but finish it.
     """
 
     priority = 'LOWEST'  # after all that changes the state
@@ -131,6 +133,7 @@ class PreemptionHook(Hook):
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._has_saved = False
         self._previous: dict = {}
 
     def _receive(self, number: int, frame: object) -> None:
@@ -157,6 +160,7 @@ class PreemptionHook(Hook):
             not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
         ):
             self._save(runner, runner.iter + 1)
+            runner.call_hook('after_run')  # closes the logs
             preempted = Preempted()
             if self._agreement.group is not None:
                 distributed.barrier(self._agreement.group)
@@ -165,13 +169,17 @@ class PreemptionHook(Hook):
             raise preempted
 
     def after_val_iter(self, runner: Runner, batch_idx: int, **_) -> None:
-        """Leave a validation; each process by its own signal.
+        """Save and, if the process is alone, leave.
 
-        They need not have the same number of batches, so that waiting for
-        each other might last for ever.
+        Several processes need not have the same number of batches, and one
+        that waits for the results of another would fail.
         """
-        if self.received is not None and self._previous:
-            self._save(runner, runner.iter)
+        if self.received is None or not self._previous or self._has_saved:
+            return
+        self._save(runner, runner.iter)
+        self._has_saved = True
+        if self._agreement.group is None:
+            runner.call_hook('after_run')
             raise Preempted
 
     def _save(self, runner: Runner, iteration: int) -> None:
@@ -188,7 +196,6 @@ class PreemptionHook(Hook):
             f'{runner.work_dir}/{PREEMPTED} is saved; to go on, run the same '
             f'command with --resume (exit code {TRY_AGAIN})'
         )
-        runner.call_hook('after_run')  # closes the logs
 
 
 @HOOKS.register_module()
@@ -198,8 +205,8 @@ class InvalidLossHook(Hook):
     Such a batch changes no weight: in all processes the step is left out if
     the loss of one is NaN or infinite. The images of each are noted in
     `invalid_loss.jsonl` in the run's folder, a line a batch and process, and
-    the state of a run that stops is saved as `invalid_loss.pth`: with both
-    the loss can be computed again.
+    the state of a run that stops is saved as `invalid_loss.pth`: resumed from
+    that, it meets the last one again.
 
     Args:
         patience: Batches in a row that stop the run.
@@ -224,10 +231,28 @@ class InvalidLossHook(Hook):
         def update_if_finite(loss: torch.Tensor, *args, **kwargs) -> None:
             finite = bool(torch.isfinite(loss.detach()).all())
             self._skipped = agreement.any(not finite)
-            if not self._skipped:
+            if self._skipped:
+                self._skip(runner)
+            else:
                 update(loss, *args, **kwargs)
 
         wrapper.update_params = update_if_finite
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, **_) -> None:
+        """Keep the statistics of norms, which the forward pass changes."""
+        self._buffers = [b.clone() for b in runner.model.buffers()]
+
+    def _skip(self, runner: Runner) -> None:
+        for buffer, before in zip(runner.model.buffers(), self._buffers):
+            buffer.copy_(before)
+        wrapper = runner.optim_wrapper
+        wrapper._inner_count += 1  # as the backward pass does
+        if wrapper._accumulative_counts == 1 or not wrapper.should_update():
+            return
+        groups = wrapper.param_groups
+        if any(p.grad is not None for g in groups for p in g['params']):
+            wrapper.step()
+            wrapper.zero_grad()
 
     def after_train_iter(
         self,
@@ -258,7 +283,11 @@ class InvalidLossHook(Hook):
         )
         if self.count >= self.patience:
             runner.save_checkpoint(
-                runner.work_dir, 'invalid_loss.pth', by_epoch=False
+                runner.work_dir,
+                'invalid_loss.pth',
+                meta=dict(epoch=runner.epoch, iter=runner.iter),
+                by_epoch=False,
+                backend_args=dict(backend='mmattn_atomic'),
             )
             raise DataError(
                 f'the loss was not finite for {self.count} batches in a row; '

@@ -187,7 +187,7 @@ def keep_safe(cfg: Config) -> None:
     """
     for key in ('train_cfg', 'val_cfg', 'test_cfg'):
         loop = cfg.get(key)
-        if not loop:
+        if loop is None:  # while {} is one with the usual settings
             continue
         if 'by_epoch' in loop:
             by_epoch = loop.pop('by_epoch')
@@ -214,6 +214,15 @@ def keep_safe(cfg: Config) -> None:
     randomness = cfg.setdefault('randomness', ConfigDict())
     if randomness.get('seed') is None:
         randomness.seed = 0
+    check_seed(randomness.seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raise ConfigError unless a seed is a whole number from 0."""
+    if not isinstance(seed, int) or seed < 0:
+        raise ConfigError(
+            f'the seed must be a whole number from 0, not {seed}'
+        )
 
 
 def enable_amp(cfg: Config, dtype: str = 'auto') -> None:
@@ -342,6 +351,8 @@ def describe_learning_rate(cfg: Config, processes: int) -> str:
         processes: Number of processes, one a GPU.
     """
     each = cfg.train_dataloader.batch_size
+    if 'optimizer' not in cfg.optim_wrapper:
+        return f'{processes} x {each} images a step, several optimisers'
     lr = cfg.optim_wrapper.optimizer.lr
     scale = cfg.get('auto_scale_lr') or {}
     if scale.get('enable'):

@@ -18,9 +18,6 @@ from torch.utils.data import DataLoader
 from mmattn.datasets import GuardedDataset, ResumableBatchSampler, seed_all
 from mmattn.registry import LOOPS
 
-#: Apart from the keys of data, which have four numbers.
-_MODEL = 1
-
 
 def guarded(dataloader: dict | DataLoader, max_skipped: int = 0):
     """Wrap the data set of a data loader's config in a `GuardedDataset`.
@@ -70,7 +67,7 @@ class _Resumable:
 
     def _seed_model(self) -> None:
         """Give the iteration random numbers of its own."""
-        seed_all(self.runner.seed, get_rank(), self.iter, _MODEL)
+        seed_all(self.runner.seed, get_rank(), self.iter)
 
     def _validate(self, due: bool) -> None:
         """Validate, and note it: checkpoints are saved before."""

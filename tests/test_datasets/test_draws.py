@@ -116,6 +116,12 @@ def test_epochs_and_samples_differ(sample):
     assert len(numbers) == 3 * 10 * 3
 
 
+def test_the_start_counts_once():
+    batches = ResumableBatchSampler(DefaultSampler(Noise(), seed=1), 4, seed=1)
+    batches.begin(0, 2, seed=1)
+    assert [len(list(batches)) for _ in range(2)] == [1, 3]
+
+
 def test_a_resumed_run_brings_its_seed():
     sampler = DefaultSampler(Noise(), seed=1)
     batches = ResumableBatchSampler(sampler, 4, seed=1)
@@ -132,7 +138,7 @@ def test_seeding_all_is_a_function_of_the_key():
         return random.random(), np.random.rand(), torch.rand(()).item()
 
     assert numbers(1, 2) == numbers(1, 2)
-    keys = [(1, 2), (2, 1), (1, 2, 1), (12,), (0, 1, 2)]
+    keys = [(1, 2), (2, 1), (1, 2, 1), (1, 2, 0), (12,), (0, 1, 2)]
     assert len({n for key in keys for n in numbers(*key)}) == 3 * len(keys)
 
 

@@ -76,6 +76,30 @@ def test_one_too_many_stops(lines):
     )
 
 
+def test_repeated_images_count_once(lines):
+    class Repeated(Files):
+        def __len__(self):
+            return 30
+
+        def get_data_info(self, index):
+            return super().get_data_info(index % 10)
+
+        def __getitem__(self, index):
+            return super().__getitem__(index % 10)
+
+    data = GuardedDataset(Repeated(), max_skipped=3)
+    assert len([data[i] for i in range(30)]) == 30 and len(lines) == 3
+
+
+def test_a_lack_of_memory_is_no_damaged_image(lines):
+    class Large(Files):
+        def __getitem__(self, index):
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        GuardedDataset(Large())[0]
+
+
 def test_nothing_readable_ends(lines):
     data = GuardedDataset(Files(set(range(10))), max_skipped=100)
     with pytest.raises(DataError):
@@ -171,6 +195,27 @@ def test_workers_outlive_signals_to_all_processes():
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 0
     assert output == '[0, 1] [2, 3] USR1 TERM\n'
+
+
+LEAVING = (
+    WORKER.replace('4', '400').replace('sleep(1)', 'sleep(0.1)')
+    + """
+iterator = iter(DataLoader(
+    GuardedDataset(Slow()), 2, num_workers=2, collate_fn=list,
+    persistent_workers=True))
+next(iterator)
+raise SystemExit(75)
+"""
+)
+
+
+def test_a_process_that_leaves_does_not_wait_for_its_workers():
+    started = time.time()
+    result = subprocess.run(
+        [sys.executable, '-c', LEAVING, '60'], capture_output=True, text=True
+    )
+    assert result.returncode == 75 and time.time() - started < 50
+    assert 'Traceback' not in result.stderr
 
 
 def test_workers_do_not_outlive_it_for_ever():

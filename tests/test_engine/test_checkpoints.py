@@ -67,6 +67,18 @@ def test_the_newest_whole_checkpoint_is_found(damage, tmp_path, monkeypatch):
     assert find_fault(newest) and not find_fault(before)
 
 
+def test_any_damaged_byte_is_a_fault_and_no_error(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save(dict(w=torch.rand(3)), path)
+    content = path.read_bytes()
+    assert find_fault(path) == ''
+    for place in range(0, len(content), 3):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        assert isinstance(find_fault(path), str)
+
+
 def test_a_file_is_replaced_as_a_whole(backend, tmp_path):
     path = tmp_path / 'new' / 'file'
     backend.put(b'old', path)

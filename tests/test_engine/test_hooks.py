@@ -41,9 +41,13 @@ class Line(BaseModel):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
+        # Its output is not used; it keeps statistics.
+        self.norm = torch.nn.BatchNorm1d(1, affine=False)
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         x = torch.stack(inputs) if isinstance(inputs, list) else inputs
+        if len(x) > 1:
+            self.norm(x)
         return dict(loss=(x * self.weight + x * 0).mean(), part=torch.ones(()))
 
 
@@ -108,6 +112,11 @@ def test_batches_without_a_finite_loss_change_nothing(make):
     runner.train()
     steps = [0.5, 0, 4.5, 6.5] * 2
     assert seen == [-sum(steps[: i + 1]) for i in range(8)]
+    expected = torch.nn.BatchNorm1d(1, affine=False)
+    for batch in ([0, 1], [4, 5], [6, 7]) * 2:
+        expected(torch.tensor(batch)[:, None].float())
+    found = runner.model.norm.state_dict()
+    assert found == expected.state_dict() and len(found) == 3
     rows = Path(runner.work_dir, 'invalid_loss.jsonl').read_text().splitlines()
     rows = [json.loads(row) for row in rows]
     assert [row['iter'] for row in rows] == [2, 6]
@@ -128,7 +137,19 @@ def test_too_many_in_a_row_stop(patience, make):
         Path(runner.work_dir, 'invalid_loss.pth'), weights_only=True
     )
     assert state['state_dict']['weight'].item() == -0.5
-    assert state['meta']['iter'] == patience + 1
+    assert state['meta']['iter'] == patience  # to meet the last one again
+
+
+def test_a_skipped_batch_is_missing_from_its_accumulation(make):
+    seen = []
+    runner = make(
+        Numbers(bad=[3, 6]),
+        do=lambda r: seen.append(weight(r)),
+        wrapper=dict(accumulative_counts=2),
+    )
+    runner.train()
+    # Of batches 0.5, (2.5) and 4.5, (6.5): the halves of the first ones.
+    assert seen[:4] == [0, -0.25, -0.25, -2.5]
 
 
 def test_finite_losses_in_between_start_the_count_anew(make):
@@ -286,7 +307,9 @@ def _mean(rank, file, queue):
             agreement.any(False),
             agreement.mean(dict(loss=float(rank), other=2.0)),
             agreement.mean({f'loss{rank}': float(rank)}),
-            agreement.mean({str(i): float(rank) for i in range(MAX_SCALARS)}),
+            agreement.mean(
+                {str(i): float(rank) for i in range(MAX_SCALARS + 1)}
+            ),
         )
     )
     torch.distributed.destroy_process_group()

@@ -3,9 +3,11 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,27 @@ def test_two_nodes_of_two_equal_one_process(alone, tmp_path):
         )
     )  # fmt: skip
     check_same(results(tmp_path), alone)
+
+
+def test_a_signal_to_the_script_saves_and_ends_with_75(tmp_path):
+    process = start(
+        'bash', TOOLS / 'dist_train.sh', RESNET, 2, '--work-dir', tmp_path,
+        '--cfg-options', *TRAIN, 'train_cfg.max_epochs=10000',
+        'train_dataloader.num_workers=1',
+        'train_dataloader.persistent_workers=True',
+        PORT=free_port(),
+    )  # fmt: skip
+    for line in process.stdout:
+        if 'Epoch(train)' in line:
+            break
+    process.send_signal(signal.SIGUSR1)
+    started = time.time()
+    output = process.communicate(timeout=200)[0]
+    # torchrun kills what has not left after 30 seconds.
+    assert process.returncode == 75, output[-3000:]
+    assert time.time() - started < 29 and 'exiting via' not in output
+    state = torch.load(tmp_path / 'preempted.pth', weights_only=True)
+    assert state['meta']['iter'] >= 1
 
 
 SRUN = """#!/usr/bin/env python3

@@ -14,11 +14,15 @@ RECORD = '#!/bin/sh\nprintf "%s\\n" "$@"\n'
 @pytest.fixture
 def run(tmp_path):
     """Run a script with stand-ins for srun and python, from elsewhere."""
-    for name in ('srun', 'python'):
+    for name in ('srun', 'sbatch', 'scontrol', 'python'):
         (tmp_path / name).write_text(RECORD)
         (tmp_path / name).chmod(0o755)
     path = f'{tmp_path}:{os.environ["PATH"]}'
-    plain = {k: v for k, v in os.environ.items() if k != 'PYTHON'}
+    plain = {
+        key: value
+        for key, value in os.environ.items()
+        if key != 'PYTHON' and not key.startswith('SLURM')
+    }
 
     def run(script, *words, **env):
         return subprocess.run(
@@ -44,9 +48,42 @@ def test_slurm_train(run):
     assert words[words.index('--ntasks') + 1] == '16'
     assert words[words.index('--ntasks-per-node') + 1] == '8'
     assert words[words.index('--time') :] == [
-        '--time', '10', '--requeue', 'python', '-u', f'{TOOLS}/train.py',
+        '--time', '10', '--requeue', '--kill-on-bad-exit=1',
+        'python', '-u', f'{TOOLS}/train.py',
         'my config.py', '--launcher', 'slurm', '--amp',
     ]  # fmt: skip
+
+
+JOB = ('slurm_train.sh', 'gpu', 'my job', 'my config.py', '--amp')
+
+
+def test_slurm_requeue_submits_itself(run):
+    result = run(*JOB, REQUEUE='300', GPUS='16', SRUN_ARGS='--time 10')
+    words = result.stdout.splitlines()
+    assert words[:2] == ['--partition', 'gpu'] and '--requeue' in words
+    assert words[words.index('--time') + 1] == '10'
+    assert words[words.index('--signal') + 1] == 'USR1@300'
+    assert words[words.index('--ntasks') + 1] == '16'
+    # What the job runs: the same command, word for word.
+    assert words[-2] == '--wrap'
+    shell = f'printf "%s\\n" {words[-1]}'
+    again = subprocess.check_output(['bash', '-c', shell], text=True)
+    assert again.splitlines() == [str(TOOLS / JOB[0]), *JOB[1:]]
+
+
+@pytest.mark.parametrize('code', [0, 1, 75])
+@pytest.mark.parametrize('restarts', ['', '0', '2'])
+def test_slurm_requeues_what_was_preempted(code, restarts, run, tmp_path):
+    (tmp_path / 'srun').write_text(f'{RECORD}exit {code}\n')
+    env = dict(SLURM_JOB_ID='42', SLURM_RESTART_COUNT=restarts)
+    result = run(*JOB, REQUEUE='300', **env)
+    words = result.stdout.splitlines()
+    assert result.returncode == code
+    assert '--kill-on-bad-exit=1' in words and '--signal' not in words
+    assert ('--resume' in words) == (restarts == '2')
+    assert (words[-2:] == ['requeue', '42']) == (code == 75)
+    # By hand, in an allocation, nobody else's job is requeued.
+    assert 'requeue' not in run(*JOB, **env).stdout.splitlines()
 
 
 def test_slurm_test(run):
