@@ -445,6 +445,7 @@ def run_set(name: str, args: argparse.Namespace) -> dict:
 
 def results(args: argparse.Namespace) -> Iterator[tuple[str, str]]:
     """Run the sets; yield the name and a line for each that went wrong."""
+    Path(args.results).parent.mkdir(parents=True, exist_ok=True)
     for name in args.sets or SETS:
         _say(f'{name}: begins')
         try:

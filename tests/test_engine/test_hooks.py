@@ -300,6 +300,7 @@ def _mean(rank, file, queue):
         'gloo', init_method=f'file://{file}', rank=rank, world_size=2
     )
     agreement = Agreement()
+    many = range(MAX_SCALARS + 1)
     queue.put(
         (
             rank,
