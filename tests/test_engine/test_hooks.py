@@ -308,9 +308,7 @@ def _mean(rank, file, queue):
             agreement.any(False),
             agreement.mean(dict(loss=float(rank), other=2.0)),
             agreement.mean({f'loss{rank}': float(rank)}),
-            agreement.mean(
-                {str(i): float(rank) for i in range(MAX_SCALARS + 1)}
-            ),
+            agreement.mean(dict.fromkeys(map(str, many), float(rank))),
         )
     )
     torch.distributed.destroy_process_group()
