@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
+from mmattn.compat.checkpoint import load
 from mmattn.engine import launch
 from mmattn.engine.checkpoints import newest_checkpoint
 from mmattn.engine.hooks import MAX_SCALARS, Agreement
@@ -133,9 +134,7 @@ def test_too_many_in_a_row_stop(patience, make):
     with pytest.raises(DataError, match=f'{patience} batches in a row.*jsonl'):
         runner.train()
     assert runner.iter == patience
-    state = torch.load(
-        Path(runner.work_dir, 'invalid_loss.pth'), weights_only=True
-    )
+    state = load(f'{runner.work_dir}/invalid_loss.pth')
     assert state['state_dict']['weight'].item() == -0.5
     assert state['meta']['iter'] == patience  # to meet the last one again
 
@@ -177,7 +176,7 @@ def test_a_signal_saves_and_leaves_with_75(make, iteration, number, capfd):
     assert left.value.code == 75
     path = newest_checkpoint(runner.work_dir)
     assert path.endswith('preempted.pth')
-    meta = torch.load(path, weights_only=True)['meta']
+    meta = load(path)['meta']
     assert (meta['epoch'], meta['iter']) == ((iteration - 1) // 4, iteration)
     seen = []
     resumed = make(
@@ -236,7 +235,7 @@ def test_accumulated_gradients_are_not_lost(make):
     )
     with pytest.raises(SystemExit):
         runner.train()
-    state = torch.load(newest_checkpoint(runner.work_dir), weights_only=True)
+    state = load(newest_checkpoint(runner.work_dir))
     assert state['meta']['iter'] == 3
     assert state['state_dict']['weight'].item() == pytest.approx(-2.5)
 
