@@ -147,5 +147,6 @@ class ResumableBatchSampler:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list]:
+        # When the first one is asked for: data loaders make spare iterators.
         start, self.start = self.start, 0
-        return islice(iter(self.batches), start, None)
+        yield from islice(iter(self.batches), start, None)

@@ -89,6 +89,7 @@ def test_processes_share_the_batches_of_one(sample, sampler, processes):
     'settings',
     [
         {},
+        dict(workers=2),
         dict(drop_last=True),
         dict(batch_sampler=dict(type='mmdet.AspectRatioBatchSampler')),
         dict(sampler=InfiniteSampler, take=9),

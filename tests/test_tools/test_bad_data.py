@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmattn.compat.checkpoint import load
+
 NAMES = {
     'faster': 'faster-rcnn_r18-scsa_fpn_15e_digits',
     'mask': 'mask-rcnn_r18-scsa_fpn_15e_digits',
@@ -36,7 +38,7 @@ def train(run_tool, demo, short, request):
             '--cfg-options', *short, 'default_hooks.logger.interval=1',
             f'visualizer.name={request.node.name}', *options,
         )  # fmt: skip
-        weights = torch.load('run/epoch_1.pth', weights_only=True)
+        weights = load('run/epoch_1.pth')
         assert all(
             torch.isfinite(value).all()
             for value in weights['state_dict'].values()

@@ -43,6 +43,7 @@ def run(run_tool, monkeypatch, capsys):
 @pytest.fixture
 def plant(monkeypatch):
     """Register attentions for the time of a test."""
+    MODELS.import_from_location()  # or it would register into the copy
     table = dict(MODELS.module_dict)
     monkeypatch.setattr(MODELS, '_module_dict', table)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmattn.compat.checkpoint import load
+
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / 'tools'
 RESNET = ROOT / 'configs/demo/resnet18-scsa_30e_digits.py'
@@ -72,7 +74,7 @@ def results(folder):
     """Return the losses of all steps, the score, and the weights."""
     (path,) = folder.glob('*/vis_data/scalars.json')
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    state = torch.load(folder / 'epoch_2.pth', weights_only=True)
+    state = load(str(folder / 'epoch_2.pth'))
     return (
         torch.tensor([row['loss'] for row in rows if 'loss' in row]),
         [row['accuracy/top1'] for row in rows if 'accuracy/top1' in row],
@@ -134,7 +136,7 @@ def test_a_signal_to_the_script_saves_and_ends_with_75(tmp_path):
     # torchrun kills what has not left after 30 seconds.
     assert process.returncode == 75, output[-3000:]
     assert time.time() - started < 29 and 'exiting via' not in output
-    state = torch.load(tmp_path / 'preempted.pth', weights_only=True)
+    state = load(str(tmp_path / 'preempted.pth'))
     assert state['meta']['iter'] >= 1
 
 

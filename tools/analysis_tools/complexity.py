@@ -24,7 +24,6 @@ import math
 import platform
 import re
 import statistics
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +35,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from plot_logs import check_output, write
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from tqdm import tqdm
@@ -196,22 +196,20 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.alive: dict[int, int] = {}
+        self.alive: dict[StorageWeakRef, int] = {}
         self.peak = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        # Python's own weak references to storages crash torch 2.1.
+        for ref in [ref for ref in self.alive if ref.expired()]:
+            del self.alive[ref]
         for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
+                storage = tensor.untyped_storage()
+                self.alive[StorageWeakRef(storage)] = storage.nbytes()
+        self.peak = max(self.peak, sum(self.alive.values()))
         return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self.alive:
-            self.alive[key] = storage.nbytes()
-            weakref.finalize(storage, self.alive.pop, key)
-            self.peak = max(self.peak, sum(self.alive.values()))
 
 
 def expected_bytes(name: str, size: Size, batch: int) -> int:
