@@ -432,6 +432,7 @@ def test_extras_of_the_project():
         'mm',
         'optional',
         'visual',
+        'export',
         'tests',
     ]
 

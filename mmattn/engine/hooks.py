@@ -104,8 +104,11 @@ class CheckpointHook(MMCheckpointHook):
             backend_args = backend_args or dict(backend='mmattn_atomic')
         super().__init__(*args, backend_args=backend_args, **kwargs)
 
-    def _save_checkpoint_with_step(self, runner: Runner, *args, **kw) -> None:
-        super()._save_checkpoint_with_step(runner, *args, **kw)
+    def _save_checkpoint_with_step(
+        self, runner: Runner, step: int, meta: dict
+    ) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        runner.message_hub.update_info('saved_iter', meta['iter'])
         self._clear()
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
@@ -124,8 +127,8 @@ class PreemptionHook(Hook):
     The iteration is finished, `preempted.pth` is saved in the run's folder,
     and all processes leave, the main one with exit code 75. In the midst of
     an accumulation of gradients it goes on to its end, as gradients are not
-    saved. A validation is broken off, and begins anew when the run is resumed;
-    several processes save, but finish it.
+    saved. In a validation one process leaves at once if the state before it
+    is saved, and validates anew when it is resumed; else it is finished first.
     """
 
     priority = 'LOWEST'  # after all that changes the state
@@ -133,7 +136,6 @@ class PreemptionHook(Hook):
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._has_saved = False
         self._previous: dict = {}
 
     def _receive(self, number: int, frame: object) -> None:
@@ -160,27 +162,42 @@ class PreemptionHook(Hook):
             not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
         ):
             self._save(runner, runner.iter + 1)
-            runner.call_hook('after_run')  # closes the logs
-            preempted = Preempted()
-            if self._agreement.group is not None:
-                distributed.barrier(self._agreement.group)
-                distributed.destroy_process_group()
-                time.sleep(2 if preempted.code else 0)
-            raise preempted
+            self._leave(runner)
 
     def after_val_iter(self, runner: Runner, batch_idx: int, **_) -> None:
-        """Save and, if the process is alone, leave.
+        """Leave if nothing is lost, and nobody waits for the results.
 
-        Several processes need not have the same number of batches, and one
-        that waits for the results of another would fail.
+        The state cannot be saved here: an average of the weights may stand in
+        their place.
         """
-        if self.received is None or not self._previous or self._has_saved:
-            return
-        self._save(runner, runner.iter)
-        self._has_saved = True
-        if self._agreement.group is None:
-            runner.call_hook('after_run')
-            raise Preempted
+        info = runner.message_hub.runtime_info
+        if (
+            self.received is not None
+            and self._previous
+            and self._agreement.group is None
+            and info.get('saved_iter') == runner.iter
+        ):
+            self._leave(runner)
+
+    def after_val(self, runner: Runner) -> None:
+        """Leave after a validation of the training."""
+        if self._previous and self._agreement.any(self.received is not None):
+            runner.message_hub.update_info('last_validation', runner.iter)
+            self._save(runner, runner.iter)
+            self._leave(runner)
+
+    def _leave(self, runner: Runner) -> None:
+        runner.logger.info(
+            f'{runner.work_dir}: to go on, run the same command with --resume '
+            f'(exit code {TRY_AGAIN})'
+        )
+        runner.call_hook('after_run')  # closes the logs
+        preempted = Preempted()
+        if self._agreement.group is not None:
+            distributed.barrier(self._agreement.group)
+            distributed.destroy_process_group()
+            time.sleep(2 if preempted.code else 0)
+        raise preempted
 
     def _save(self, runner: Runner, iteration: int) -> None:
         name = self.received.name if self.received else 'another process'
@@ -191,10 +208,6 @@ class PreemptionHook(Hook):
             meta=dict(epoch=runner.epoch, iter=iteration),
             by_epoch=False,
             backend_args=dict(backend='mmattn_atomic'),
-        )
-        runner.logger.info(
-            f'{runner.work_dir}/{PREEMPTED} is saved; to go on, run the same '
-            f'command with --resume (exit code {TRY_AGAIN})'
         )
 
 

@@ -3,6 +3,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def data(digits, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def train(run_tool, demo, short, request):
+def train(run_tool, demo, short):
     """Train a demo; return its log and final weights."""
 
     def train(name, *options):
@@ -36,7 +37,8 @@ def train(run_tool, demo, short, request):
         run_tool(
             'train.py', demo / f'{name}.py', '--work-dir', 'run',
             '--cfg-options', *short, 'default_hooks.logger.interval=1',
-            f'visualizer.name={request.node.name}', *options,
+            # Two runs of one second would share the log of the first.
+            f'experiment_name=run{time.time_ns()}', *options,
         )  # fmt: skip
         weights = load('run/epoch_1.pth')
         assert all(

@@ -60,7 +60,7 @@ train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=12,
 param_scheduler = [dict(type='PolyLR', by_epoch=False, end=12)]
 optim_wrapper = dict(accumulative_counts=2)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=4))
-custom_hooks = [dict(type='DisturbHook')]
+custom_hooks = [dict(type='EMAHook'), dict(type='DisturbHook')]
 """,
 }
 
@@ -199,8 +199,11 @@ def test_a_segmentor_ends_with_the_same_bits(train, undisturbed, tmp_path):
     expected, run = undisturbed('segmentor'), tmp_path / 'run'
     words = ('segmentor', run, '--resume')  # 12 iterations
     leave(train, None, *words, at=(5, crash))
+    # The validation is finished, as there is no checkpoint of 6.
+    text = leave(train, 75, *words, val=(6, term))
+    assert 'resumed epoch: 0, iter: 4' in text and 'mIoU: ' in text
     text = leave(train, 75, *words, at=(6, usr1))  # goes on to 8
-    assert 'resumed epoch: 0, iter: 4' in text
+    assert 'resumed epoch: 0, iter: 6' in text and 'mIoU: ' not in text
     text = leave(train, 75, *words, val=(12, term))
     assert 'resumed epoch: 0, iter: 8' in text
     assert differences(expected, train(*words)) == []
