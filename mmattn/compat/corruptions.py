@@ -107,11 +107,12 @@ def _mend(module: ModuleType) -> None:
     def gaussian(
         image: np.ndarray, *args, multichannel: bool = False, **kwargs
     ) -> np.ndarray:
-        axis = -1 if multichannel else None
-        return original(image, *args, channel_axis=axis, **kwargs)
+        # A fork of the package names the axis itself.
+        kwargs.setdefault('channel_axis', -1 if multichannel else None)
+        return original(image, *args, **kwargs)
 
     def random_noise(
-        image: np.ndarray, mode: str, amount: float
+        image: np.ndarray, mode: str, rng: object = None, *, amount: float
     ) -> np.ndarray:
         random = module.np.random.random_sample
         flipped = random(image.shape) <= amount

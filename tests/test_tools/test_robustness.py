@@ -194,10 +194,10 @@ def test_corruptions_are_those_of_the_package(name, monkeypatch):
     blur = module.gaussian
 
     def gaussian(*args, multichannel=False, **kwargs):
-        axis = -1 if multichannel else None
-        return blur(*args, channel_axis=axis, **kwargs)
+        kwargs.setdefault('channel_axis', -1 if multichannel else None)
+        return blur(*args, **kwargs)
 
-    def salt_and_pepper(image, mode, amount):
+    def salt_and_pepper(image, mode, rng=None, *, amount):
         bits = np.random.RandomState([3, 7])._bit_generator
         rng = np.random.Generator(bits)
         return noise(image, mode=mode, amount=amount, rng=rng)
