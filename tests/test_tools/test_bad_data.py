@@ -137,10 +137,8 @@ def test_batches_of_background_alone(name, data, train):
         content['annotations'] = content['annotations'][:1]
 
     edit(data, change)
-    text = train(name)
-    assert (
-        'invalid' not in text and not Path('run/invalid_loss.jsonl').exists()
-    )
+    train(name)
+    assert not Path('run/invalid_loss.jsonl').exists()
 
 
 @pytest.mark.parametrize('label', [0, 255])
